@@ -1,0 +1,354 @@
+"""The whole configuration of a run: typed, validated, documented.
+
+Values come, the later winning, from the defaults here, a YAML file, environment variables
+(``AUTOPAINTER__TRAIN__STEPS=100``) and the command line (``--set train.steps=100``).
+"""
+
+import difflib
+import functools
+import os
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pydantic
+import yaml
+
+from autopainter.errors import UserError
+
+ENVIRONMENT_PREFIX = "AUTOPAINTER__"
+
+FeatureLayer = Literal["relu2_2", "relu3_2", "relu4_3"]
+Norm = Literal["instance", "batch", "group"]
+
+
+class Section(pydantic.BaseModel):
+    """Base of all sections: frozen, and an unknown field is an error."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Run(Section):
+    """Where the run lives."""
+
+    name: str = pydantic.Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")
+    """Name of the run. The same name continues the same run."""
+    storage: str
+    """Folder or s3:// URI under which runs are kept; this run is STORAGE/NAME."""
+
+    @property
+    def uri(self) -> str:
+        """Where checkpoints and events of this run are."""
+        return f"{self.storage.rstrip('/')}/{self.name}"
+
+
+class Data(Section):
+    """What is trained on and how it is streamed."""
+
+    manifest: str
+    """Path or s3:// URI of a manifest.json that `autopainter pack` wrote."""
+    image_size: int = pydantic.Field(512, ge=32, le=2048, multiple_of=32)
+    """Edge of the square training images in pixels."""
+    crop_scale: float = pydantic.Field(530 / 512, ge=1.0, le=2.0)
+    """Images are resized to image_size times this before the random crop (the authors: 530 to 512)."""
+    flip: bool = True
+    """Mirror half of the samples."""
+    lanes: int | None = pydantic.Field(None, ge=1)
+    """Parallel chunk sequences of the sample order; none: train.global_batch. Part of the order."""
+    block_chunks: int = pydantic.Field(2, ge=1, le=64)
+    """Chunks of a lane whose samples are shuffled together. Part of the order; memory grows with it."""
+    prefetch_batches: int = pydantic.Field(4, ge=1, le=64)
+    """Batches decoded ahead."""
+    fetch_threads: int = pydantic.Field(8, ge=1, le=64)
+    """Threads that fetch chunks, in each worker."""
+    decode_threads: int = pydantic.Field(2, ge=1, le=64)
+    """Threads that decode and augment samples, in each worker."""
+
+
+class Hints(Section):
+    """Colour hints drawn from the target during training."""
+
+    unhinted: float = pydantic.Field(0.3, ge=0, le=1)
+    """Share of the samples that get no hint, so that the model also paints without any."""
+    max_blocks: int = pydantic.Field(12, ge=0, le=200)
+    """A hinted sample gets 0 to this many blurred colour blocks."""
+    max_strokes: int = pydantic.Field(4, ge=0, le=50)
+    """A hinted sample gets 0 to this many strokes."""
+
+
+class Model(Section):
+    """Generator and discriminator."""
+
+    generator_width: int = pydantic.Field(64, ge=4, le=512)
+    """Channels of the first U-Net level; doubled at each level up to eight times."""
+    discriminator_width: int = pydantic.Field(64, ge=4, le=512)
+    """Channels of the first PatchGAN layer."""
+    norm: Norm = "instance"
+    """Normalisation; `batch` couples the samples of a microbatch, the others do not."""
+    dropout: float = pydantic.Field(0.5, ge=0, lt=1)
+    """Dropout in the three innermost decoder blocks (pix2pix, arXiv 1611.07004, appendix 6.1)."""
+
+
+class Loss(Section):
+    """The four terms; every reduction is a mean, so the weights do not depend on the image size."""
+
+    adversarial: Literal["gan", "lsgan", "hinge"] = "gan"
+    """Kind of adversarial loss; `gan` is the non-saturating one."""
+    pixel_weight: float = pydantic.Field(100.0, ge=0)
+    """Weight of the mean absolute pixel difference in [-1, 1] units."""
+    feature_weight: float = pydantic.Field(0.01, ge=0)
+    """Weight of the mean squared VGG feature difference, inputs normalised as ImageNet."""
+    adversarial_weight: float = pydantic.Field(1.0, ge=0)
+    """Weight of the generator's adversarial term."""
+    tv_weight: float = pydantic.Field(1e-4, ge=0)
+    """Weight of the mean total variation of the painted image."""
+    feature_layer: FeatureLayer = "relu2_2"
+    """VGG16 layer phi of the feature term; relu2_2 follows its 4th convolution."""
+    vgg_weights: str | None = None
+    """Path, s3:// or https:// URI of the weights that `autopainter vgg` writes; needed if feature_weight > 0."""
+    vgg_sha256: str | None = pydantic.Field(None, pattern="^[0-9a-f]{64}$")
+    """Checksum that vgg_weights must have; none: the pinned one of feature_layer."""
+
+
+class Train(Section):
+    """The optimisation."""
+
+    seed: int = pydantic.Field(0, ge=0, lt=2**63)
+    """Seed of everything random."""
+    steps: int = pydantic.Field(ge=1)
+    """Training ends after this many steps of one global batch."""
+    global_batch: int = pydantic.Field(16, ge=1)
+    """Images of one step over all workers: a hyperparameter."""
+    microbatch: int | None = pydantic.Field(None, ge=1)
+    """Images that a worker computes at once: a memory knob that changes no result; none: its whole share."""
+    learning_rate: float = pydantic.Field(2e-4, gt=0)
+    """Adam's step size for both networks (pix2pix, appendix 6.2)."""
+    beta1: float = pydantic.Field(0.5, ge=0, lt=1)
+    """Adam's decay of the first moment."""
+    beta2: float = pydantic.Field(0.999, ge=0, lt=1)
+    """Adam's decay of the second moment."""
+    ema_decay: float = pydantic.Field(0.999, ge=0, lt=1)
+    """Decay of the moving average of the generator that is used for painting."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Arithmetic of the networks; losses, weights and optimiser are float32 always."""
+    channels_last: bool = True
+    """Memory order of the activations."""
+    activation_checkpointing: Literal["none", "outer", "all"] = "none"
+    """U-Net blocks recomputed in the backward pass: none, the two largest levels, or all."""
+    threads: int | None = pydantic.Field(None, ge=1)
+    """CPU threads of a worker; none: its share of the machine's cores."""
+
+
+class Checkpoint(Section):
+    """When the state is saved."""
+
+    every_seconds: float = pydantic.Field(300, ge=0)
+    """Time between checkpoints; 0 saves at every step."""
+    keep: int = pydantic.Field(3, ge=1)
+    """Newest checkpoints that are kept."""
+
+
+class Telemetry(Section):
+    """What the run shows."""
+
+    log_every_steps: int = pydantic.Field(10, ge=1)
+    """Steps between scalars."""
+    image_every_steps: int = pydantic.Field(500, ge=1)
+    """Steps between validation grids and scores."""
+    images: int = pydantic.Field(8, ge=1, le=64)
+    """Validation samples in a grid."""
+    upload_seconds: float = pydantic.Field(30, gt=0)
+    """Time between uploads of the event file (each uploads the whole file)."""
+    prometheus_port: int = pydantic.Field(0, ge=0, le=65535)
+    """Port of the metrics endpoint, one a node; 0: none."""
+
+
+class Cluster(Section):
+    """How the run is spread; used by job/train.py, where one worker is one process."""
+
+    workers: int = pydantic.Field(1, ge=1)
+    """Worker processes: one a GPU, or any number on CPUs."""
+    gpus: bool | None = None
+    """One GPU for each worker; none: where the cluster has any."""
+    cpus_per_worker: float = pydantic.Field(1, gt=0)
+    """CPU cores that Ray reserves for a worker."""
+    max_failures: int = pydantic.Field(20, ge=0)
+    """Restarts of the worker group before Ray gives up."""
+    collective_timeout_seconds: float = pydantic.Field(300, gt=0)
+    """A worker that does not answer for so long is taken for dead."""
+
+
+class Config(Section):
+    """Everything that decides what a run computes."""
+
+    run: Run
+    data: Data
+    hints: Hints = Hints()
+    model: Model = Model()
+    loss: Loss = Loss()
+    train: Train
+    checkpoint: Checkpoint = Checkpoint()
+    telemetry: Telemetry = Telemetry()
+    cluster: Cluster = Cluster()
+
+    @pydantic.model_validator(mode="after")
+    def _combinations(self) -> Self:
+        if self.loss.feature_weight > 0 and not self.loss.vgg_weights:
+            raise ValueError(
+                "loss.vgg_weights: needed because loss.feature_weight is above 0;"
+                " make the file with 'autopainter vgg' or set loss.feature_weight to 0"
+            )
+        return self
+
+    def check_world(self, world: int, origin: str) -> None:
+        """Check that the batch can be shared by ``world`` workers.
+
+        Raises:
+            UserError: it cannot; the message names the nearest batch that can.
+        """
+        batch = self.train.global_batch
+        if batch % world:
+            below, above = batch // world * world, -(-batch // world) * world
+            nearest = f"{below} or {above}" if below else str(above)
+            raise UserError(
+                f"train.global_batch: {batch} is not divisible by {origin} {world}; nearest right values: {nearest}"
+            )
+        share = batch // world
+        if self.train.microbatch and share % self.train.microbatch:
+            divisor = max(d for d in range(1, min(share, self.train.microbatch) + 1) if share % d == 0)
+            raise UserError(
+                f"train.microbatch: {self.train.microbatch} does not divide the {share} images of a worker"
+                f" (train.global_batch {batch} over {world}); nearest right value: {divisor}"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """The fields, by dotted name, that must stay as they are for a run to be continued."""
+        return {
+            name: value
+            for name, value in flatten(self.model_dump(mode="json")).items()
+            if name.split(".")[0] not in _MAY_CHANGE and name not in _MAY_CHANGE
+        }
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML that ``load`` reads again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+_MAY_CHANGE = {
+    "run", "checkpoint", "telemetry", "cluster",
+    "data.manifest",  # its content is compared by the data set's id instead
+    "data.prefetch_batches", "data.fetch_threads", "data.decode_threads",
+    "loss.vgg_weights",
+    "train.steps", "train.microbatch", "train.channels_last", "train.activation_checkpointing", "train.threads",
+}  # fmt: skip
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def load(
+    path: str | Path | None, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> Config:
+    """Resolve a configuration.
+
+    Args:
+        path: YAML file, or None for no file.
+        overrides: ``section.field=value`` texts of the command line; values are read as YAML.
+        environment: variables to look for ``AUTOPAINTER__SECTION__FIELD`` in; none: the process's own.
+
+    Raises:
+        UserError: one line that names the field, where it was set, and the nearest right one.
+    """
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if path is not None:
+        tree = _read_file(path)
+        origins = dict.fromkeys(flatten(tree), str(path))
+    for name, text in (os.environ if environment is None else environment).items():
+        if name.startswith(ENVIRONMENT_PREFIX):
+            field = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            _assign(tree, field, text)
+            origins[field] = f"environment variable {name}"
+    for override in overrides:
+        field, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"--set {override}: write it as FIELD=VALUE, such as train.steps=100")
+        _assign(tree, field.strip(), text)
+        origins[field.strip()] = "--set"
+    try:
+        return Config.model_validate(tree)
+    except pydantic.ValidationError as error:
+        raise UserError(_explain(error, origins)) from None
+
+
+def _read_file(path: str | Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected sections such as 'train:', got {type(tree).__name__}")
+    return {name: section or {} for name, section in tree.items()}
+
+
+def _assign(tree: dict[str, Any], field: str, text: str) -> None:
+    *sections, name = field.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{field}: {section} is a value, not a section")
+    try:
+        tree[name] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        tree[name] = text
+
+
+def _explain(error: pydantic.ValidationError, origins: Mapping[str, str]) -> str:
+    """One line for the first of pydantic's errors."""
+    first, *others = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
+    field = ".".join(str(part) for part in first["loc"])
+    origin = next((f"{place}: " for name, place in origins.items() if (name + ".").startswith(field + ".")), "")
+    if first["type"] == "extra_forbidden":
+        problem = f"{field}: unknown field"
+        if near := difflib.get_close_matches(field, fields(), n=1, cutoff=0.4):
+            problem += f"; did you mean {near[0]}?"
+    elif first["type"] == "missing":
+        origin, problem = "", f"{field}: needed and not set; set it in the file or with --set {field}=..."
+    elif not field:  # a combination: its message names the fields
+        origin, problem = "", str(first["ctx"]["error"])
+    else:
+        problem = f"{field}: {_lower(first['msg'])}, got {first['input']!r}"
+    return origin + problem + (f" (and {len(others)} more)" if others else "")
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+@functools.cache
+def fields() -> dict[str, str]:
+    """Every field by its dotted name, with its description."""
+    found: dict[str, str] = {}
+
+    def visit(section: type[Section], prefix: str) -> None:
+        for name, info in section.model_fields.items():
+            kind = info.annotation
+            if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and issubclass(kind, Section):
+                visit(kind, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = typing.cast(str, info.description)
+
+    visit(Config, "")
+    return found

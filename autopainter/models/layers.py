@@ -1,0 +1,50 @@
+"""Pieces that generator and discriminator share."""
+
+import torch
+from torch import nn
+
+from autopainter import seeding
+from autopainter.config import Norm
+from autopainter.seeding import Use
+
+
+def norm_layer(kind: Norm, channels: int) -> nn.Module:
+    """A normalisation layer with learned scale and shift.
+
+    `instance` is the default: the authors train at batch size 1, where batch norm is instance norm, and it does not
+    couple the samples of a batch, so the microbatch and the number of workers change nothing.
+    """
+    match kind:
+        case "instance":
+            return nn.InstanceNorm2d(channels, affine=True)
+        case "batch":
+            return nn.SyncBatchNorm(channels) if torch.cuda.is_available() else nn.BatchNorm2d(channels)
+        case "group":
+            return nn.GroupNorm(max(channels // 16, 1), channels)
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask is a function of each sample's key, so it can be computed twice and in any batch."""
+
+    def __init__(self, probability: float, layer: int) -> None:
+        super().__init__()
+        self.probability = probability
+        self.salt = seeding.key(Use.DROPOUT, layer) >> 1
+
+    def forward(self, x: torch.Tensor, keys: torch.Tensor | None) -> torch.Tensor:
+        """Drop values of ``x`` [B, C, H, W] by ``keys`` int64 [B]; no keys: no dropout."""
+        if keys is None or self.probability == 0:
+            return x
+        kept = seeding.uniform(keys ^ self.salt, x.shape[1:]) >= self.probability
+        return x * kept.to(x.dtype) / (1 - self.probability)
+
+
+def initialise(network: nn.Module, seed: int, index: int) -> None:
+    """Weights from N(0, 0.02), biases 0 (pix2pix, arXiv 1611.07004, appendix 6.2), as a function of the seed."""
+    generator = torch.Generator().manual_seed(seeding.key(seed, Use.WEIGHTS, index) >> 1)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, 0.02, generator=generator)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)

@@ -1,0 +1,231 @@
+"""One training step: discriminator, then generator, over microbatches, with every random choice given by the batch."""
+
+import copy
+
+import torch
+
+from autopainter import losses
+from autopainter.config import Config
+from autopainter.data.stream import Batch
+from autopainter.models import vgg
+from autopainter.models.layers import initialise
+from autopainter.models.patchgan import PatchGAN
+from autopainter.models.unet import UNet, levels_for
+from autopainter.parallel import GradientBuffer
+
+SCALARS = (
+    "discriminator/loss", "discriminator/accuracy_real", "discriminator/accuracy_fake",
+    "generator/loss", "generator/pixel", "generator/feature", "generator/adversarial", "generator/tv",
+)  # fmt: skip
+"""What a step measures, each the mean over the global batch."""
+_DISCRIMINATOR_SCALARS = 3
+
+
+def network_input(sketch: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:
+    """The generator's input from stored pixels.
+
+    Args:
+        sketch: uint8 [B, 1, H, W].
+        hint: uint8 [B, 4, H, W], RGB and a 0/1 mask.
+
+    Returns:
+        float32 [B, 5, H, W]: sketch in [-1, 1], hint RGB in [-1, 1] inside the mask and 0 outside, mask.
+    """
+    mask = hint[:, 3:].float()
+    return torch.cat([to_unit(sketch), to_unit(hint[:, :3]) * mask, mask], dim=1)
+
+
+def to_unit(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 pixels to float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """Images in [-1, 1] to uint8 pixels."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def build_generator(config: Config) -> UNet:
+    """The generator of a configuration, with the weights that its seed gives."""
+    network = UNet(
+        levels=levels_for(config.data.image_size),
+        width=config.model.generator_width,
+        norm=config.model.norm,
+        dropout=config.model.dropout,
+        recompute=config.train.activation_checkpointing,
+    )
+    initialise(network, config.train.seed, 0)
+    return network
+
+
+class Trainer:
+    """Networks, optimisers and the step that changes them.
+
+    Its whole state is ``state()``: everything else is a function of the configuration and the step.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.generator = build_generator(config)
+        self._place(self.generator)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.discriminator = PatchGAN(config.model.discriminator_width, config.model.norm)
+        initialise(self.discriminator, config.train.seed, 1)
+        self._place(self.discriminator)
+        self.features: vgg.VGGFeatures | None = None
+        if config.loss.feature_weight > 0:
+            assert config.loss.vgg_weights is not None  # the configuration is validated
+            self.features = vgg.load(config.loss.vgg_weights, config.loss.feature_layer, config.loss.vgg_sha256)
+            self._place(self.features)
+        self.generator_gradients = GradientBuffer(
+            self.generator.parameters(), len(SCALARS) - _DISCRIMINATOR_SCALARS
+        )
+        self.discriminator_gradients = GradientBuffer(self.discriminator.parameters(), _DISCRIMINATOR_SCALARS)
+        self.optimizers = {
+            name: torch.optim.Adam(
+                network.parameters(),
+                lr=config.train.learning_rate,
+                betas=(config.train.beta1, config.train.beta2),
+                fused=True,
+            )
+            for name, network in (("generator", self.generator), ("discriminator", self.discriminator))
+        }
+
+    def step(self, step: int, batch: Batch) -> torch.Tensor:
+        """Do one step.
+
+        Args:
+            step: its number, from 0.
+            batch: this worker's samples of it.
+
+        Returns:
+            float32 [len(SCALARS)], on the device: the values that ``SCALARS`` names, over the global batch.
+        """
+        share = len(batch.keys)
+        size = self.config.train.microbatch or share
+        parts = [batch.part(slice(first, first + size)).to(self.device) for first in range(0, share, size)]
+        # With one part the discriminator's painting serves the generator too; with more it is painted again (the same,
+        # dropout included) so that only one part's activations are alive at a time.
+        keep = len(parts) == 1
+
+        self.discriminator_gradients.zero()
+        painted = None
+        for part in parts:
+            condition, target = self._inputs(part)
+            with torch.set_grad_enabled(keep), self._autocast():
+                painted = self.generator(condition, part.dropout)
+            self._discriminator_backward(condition, target, painted.detach(), len(part.keys) / share)
+        self.discriminator_gradients.average()
+        self.optimizers["discriminator"].step()
+
+        self.generator_gradients.zero()
+        for part in parts:
+            condition, target = self._inputs(part)
+            if not keep:
+                with self._autocast():
+                    painted = self.generator(condition, part.dropout)
+            assert painted is not None
+            self._generator_backward(condition, target, painted, len(part.keys) / share)
+        self.generator_gradients.average()
+        self.optimizers["generator"].step()
+        self._update_average(step)
+        return torch.cat([self.discriminator_gradients.scalars, self.generator_gradients.scalars])
+
+    def _discriminator_backward(
+        self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor, share: float
+    ) -> None:
+        with self._autocast():
+            real, fake = self.discriminator(condition, target), self.discriminator(condition, painted)
+        loss = losses.discriminator(real, fake, self.config.loss.adversarial)
+        (loss * share).backward()
+        accuracy = (real > 0).float().mean(), (fake < 0).float().mean()
+        self.discriminator_gradients.scalars += torch.stack([loss.detach(), *accuracy]) * share
+
+    def _generator_backward(
+        self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor, share: float
+    ) -> None:
+        weights = self.config.loss
+        with self._autocast():
+            logits = self.discriminator(condition, painted)
+        terms = [
+            losses.pixel(painted, target),
+            self._feature_loss(painted, target),
+            losses.generator_adversarial(logits, weights.adversarial),
+            losses.total_variation(painted),
+        ]
+        factors = (weights.pixel_weight, weights.feature_weight, weights.adversarial_weight, weights.tv_weight)
+        loss = torch.stack([factor * term for factor, term in zip(factors, terms, strict=True)]).sum()
+        (loss * share).backward(inputs=self.generator_gradients.parameters)  # spares the discriminator's gradients
+        self.generator_gradients.scalars += torch.stack([loss.detach(), *(term.detach() for term in terms)]) * share
+
+    def _feature_loss(self, painted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if self.features is None:
+            return painted.new_zeros((), dtype=torch.float32)
+        with self._autocast():
+            with torch.no_grad():
+                wanted = self.features(target)
+            return losses.feature(self.features(painted), wanted)
+
+    def _update_average(self, step: int) -> None:
+        # The decay grows with the step, so that the average forgets the random start (as in TensorFlow's
+        # ExponentialMovingAverage with num_updates).
+        decay = min(self.config.train.ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - decay)
+        for mean, buffer in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            mean.copy_(buffer)
+
+    @torch.no_grad()
+    def paint(self, sketch: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:
+        """Paint with the averaged generator: uint8 [B, 1, H, W] and [B, 4, H, W] -> uint8 [B, 3, H, W]."""
+        condition = network_input(sketch.to(self.device), hint.to(self.device))
+        self.average.eval()
+        with self._autocast():
+            return to_pixels(self.average(self._format(condition))).cpu()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All tensors that a later step depends on, by name; live, not copies."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, network in self._networks().items():
+            tensors |= {f"{name}.{entry}": tensor for entry, tensor in network.state_dict().items()}
+        for name, optimizer in self.optimizers.items():
+            parameters = dict(self._networks()[name].named_parameters())
+            for entry, parameter in parameters.items():
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    state = optimizer.state[parameter]
+                    if moment not in state:
+                        state[moment] = torch.zeros_like(parameter)
+                        state["step"] = torch.zeros((), device=parameter.device)
+                    tensors[f"optimizer.{name}.{moment}.{entry}"] = state[moment]
+        return tensors
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, torch.Tensor], step: int) -> None:
+        """Continue from the state that ``state`` gave after ``step`` steps.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+        for name, tensor in self.state().items():
+            tensor.copy_(tensors[name])
+        for optimizer in self.optimizers.values():
+            for state in optimizer.state.values():
+                state["step"].fill_(step)
+
+    def _networks(self) -> dict[str, torch.nn.Module]:
+        return {"generator": self.generator, "average": self.average, "discriminator": self.discriminator}
+
+    def _inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._format(network_input(batch.sketch, batch.hint)), self._format(to_unit(batch.color))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bfloat16")
+
+    def _format(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else tensor
+
+    def _place(self, network: torch.nn.Module) -> None:
+        network.to(
+            self.device,
+            memory_format=torch.channels_last if self.config.train.channels_last else torch.contiguous_format,
+        )
