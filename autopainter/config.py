@@ -185,13 +185,13 @@ class Config(Section):
 
     run: Run
     data: Data
-    hints: Hints = Hints()
-    model: Model = Model()
-    loss: Loss = Loss()
+    hints: Hints = pydantic.Field(default_factory=Hints)
+    model: Model = pydantic.Field(default_factory=Model)
+    loss: Loss = pydantic.Field(default_factory=Loss)
     train: Train
-    checkpoint: Checkpoint = Checkpoint()
-    telemetry: Telemetry = Telemetry()
-    cluster: Cluster = Cluster()
+    checkpoint: Checkpoint = pydantic.Field(default_factory=Checkpoint)
+    telemetry: Telemetry = pydantic.Field(default_factory=Telemetry)
+    cluster: Cluster = pydantic.Field(default_factory=Cluster)
 
     @pydantic.model_validator(mode="after")
     def _combinations(self) -> Self:

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Bad input: a field, a file or a place that the user has to change. Command lines print it and exit with code 2."""
+    """Bad input: a field, a file or a place that the user has to change. The command line ends with exit code 2."""
 
 
 class StorageError(OSError):
@@ -11,3 +11,7 @@ class StorageError(OSError):
 
 class CorruptData(StorageError):
     """Bytes came back, but they are not those that were written (length or checksum differ)."""
+
+
+class Diverged(ArithmeticError):
+    """A loss is no longer a number."""

@@ -34,6 +34,8 @@ RETRY_SECONDS = float(os.environ.get("AUTOPAINTER_STORAGE_RETRY_SECONDS", "60"))
 MULTIPART_BYTES = 16 << 20
 """Objects larger than this are uploaded in parts, in parallel."""
 
+_DELETE_KEYS = 1000  # what one request of S3 can delete
+
 T = TypeVar("T")
 
 
@@ -103,7 +105,7 @@ class LocalStore(Store):
         return (self.root / key).read_bytes()
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
-        with open(self.root / key, "rb") as file:
+        with (self.root / key).open("rb") as file:
             file.seek(start)
             data = file.read(stop - start)
         if len(data) != stop - start:
@@ -278,9 +280,14 @@ class S3Store(Store):
 
     def delete(self, keys: Iterable[str]) -> None:
         names = [{"Key": self.prefix + key} for key in keys]
-        for first in range(0, len(names), 1000):
-            batch = {"Objects": names[first : first + 1000], "Quiet": True}
-            self._call("", lambda client, batch=batch: client.delete_objects(Bucket=self.bucket, Delete=batch))
+        for first in range(0, len(names), _DELETE_KEYS):
+            batch = {"Objects": names[first : first + _DELETE_KEYS], "Quiet": True}
+            self._call("", functools.partial(self._delete, batch))
+
+    def _delete(self, batch: dict[str, Any], client: Any) -> None:
+        answer = client.delete_objects(Bucket=self.bucket, Delete=batch)
+        for error in answer.get("Errors", ()):
+            raise StorageError(f"{self.locate('')}: {error.get('Key')} cannot be deleted: {error.get('Code')}")
 
 
 @functools.cache

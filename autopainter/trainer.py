@@ -78,9 +78,7 @@ class Trainer:
             assert config.loss.vgg_weights is not None  # the configuration is validated
             self.features = vgg.load(config.loss.vgg_weights, config.loss.feature_layer, config.loss.vgg_sha256)
             self._place(self.features)
-        self.generator_gradients = GradientBuffer(
-            self.generator.parameters(), len(SCALARS) - _DISCRIMINATOR_SCALARS
-        )
+        self.generator_gradients = GradientBuffer(self.generator.parameters(), len(SCALARS) - _DISCRIMINATOR_SCALARS)
         self.discriminator_gradients = GradientBuffer(self.discriminator.parameters(), _DISCRIMINATOR_SCALARS)
         self.optimizers = {
             name: torch.optim.Adam(
@@ -225,7 +223,6 @@ class Trainer:
         return tensor.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else tensor
 
     def _place(self, network: torch.nn.Module) -> None:
-        network.to(
-            self.device,
-            memory_format=torch.channels_last if self.config.train.channels_last else torch.contiguous_format,
-        )
+        network.to(self.device)
+        if self.config.train.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

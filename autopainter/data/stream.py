@@ -24,6 +24,7 @@ from autopainter.config import Config
 from autopainter.data import samples
 from autopainter.data.manifest import Chunk, Manifest, Sample, Shard
 from autopainter.data.plan import Order, step_positions
+from autopainter.data.samples import Image
 from autopainter.errors import CorruptData
 
 _CHECKSUM_ATTEMPTS = 3
@@ -98,7 +99,7 @@ class Split:
             f" the manifest says {chunk.crc32:08x}"
         )
 
-    def decode(self, index: int, chunk_index: int, data: bytes) -> tuple[samples.Image, samples.Image]:
+    def decode(self, index: int, chunk_index: int, data: bytes) -> tuple[Image, Image]:
         """Decode one sample out of its chunk's bytes: uint8 [H, W, 3] RGB and uint8 [H, W]."""
         shard, chunk = self.chunks[chunk_index]
         sample = self.samples[index]
@@ -237,5 +238,3 @@ def validation_batches(manifest: Manifest, config: Config, size: int, limit: int
                 samples.validation_sample(color, sketch, config, index, pending.row(row))
                 pending.keys.append(split.samples[index].key)
             yield pending.batch()
-
-

@@ -78,7 +78,7 @@ class UNet(nn.Module):
                 inputs=widths[level] * (1 if level == levels - 1 else 2),
                 outputs=widths[level - 1] if level else 3,
                 norm=norm if level else None,
-                dropout=KeyedDropout(dropout, level) if 0 < level and level >= levels - _DROPOUT_BLOCKS else None,
+                dropout=KeyedDropout(dropout, level) if level > 0 and level >= levels - _DROPOUT_BLOCKS else None,
             )
             for level in range(levels)
         )

@@ -44,6 +44,8 @@ class VGGFeatures(nn.Module):
 
     def __init__(self, layer: FeatureLayer) -> None:
         super().__init__()
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
         self.features = nn.Sequential()
         inputs, convolutions = 3, 0
         for width in _WIDTHS:

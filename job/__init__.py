@@ -1,0 +1,1 @@
+"""The thin layer that puts the library on a Ray cluster: Ray owns processes, the library owns everything else."""

@@ -1,0 +1,26 @@
+"""What one Ray Train worker runs."""
+
+import logging
+import os
+from typing import Any
+
+import ray.train.torch
+import torch
+
+from autopainter import loop
+from autopainter.config import Config
+
+
+def train_worker(parameters: dict[str, Any]) -> None:
+    """Train as one worker of the group; ``parameters`` is a dumped ``Config``.
+
+    Which worker reports and saves, and where the run continues, is the library's business: Ray has only started the
+    process and its torch.distributed group.
+    """
+    logging.getLogger("autopainter").setLevel(logging.INFO)
+    config = Config.model_validate(parameters)
+    device: torch.device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        # Ray sets OMP_NUM_THREADS to the reserved cores; train.threads or an equal share decides here.
+        os.environ.pop("OMP_NUM_THREADS", None)
+    loop.train(config, device)

@@ -1,0 +1,118 @@
+"""Real parts that the tests share: an S3 server, a small packed data set, feature weights, a Ray cluster."""
+
+import hashlib
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from services import RayCluster, SeaweedFS  # noqa: E402
+
+from autopainter import config as configuration  # noqa: E402
+from autopainter.config import Config  # noqa: E402
+from autopainter.data import pack, sources  # noqa: E402
+from autopainter.models.vgg import VGGFeatures  # noqa: E402
+
+torch.set_num_threads(1)  # other processes share the cores, and OpenMP's barriers wait for each of its threads
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    """A running SeaweedFS with the buckets ``datasets`` and ``runs``; its credentials are in ``os.environ``."""
+    with pytest.MonkeyPatch.context() as patch, SeaweedFS(tmp_path_factory.mktemp("weed")) as server:
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def s3_uri(s3: SeaweedFS) -> str:
+    """A fresh prefix on the S3 server."""
+    return f"s3://datasets/{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def runs_uri(s3: SeaweedFS) -> str:
+    """A fresh prefix for runs on the S3 server."""
+    return f"s3://runs/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 90 small cartoons: coloured shapes with dark outlines."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for number in range(90):
+        image = np.full((48, 48, 3), 255, np.uint8)
+        for _ in range(3):
+            center = tuple(int(v) for v in random.integers(8, 40, 2))
+            color = tuple(int(v) for v in random.integers(40, 230, 3))
+            radius = int(random.integers(5, 14))
+            cv2.circle(image, center, radius, color, -1)
+            cv2.circle(image, center, radius, (20, 20, 20), 1)
+        cv2.imwrite(str(folder / f"shape{number:03d}.png"), image)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(s3: SeaweedFS, pictures: Path) -> str:
+    """URI of the manifest of the pictures, packed on the S3 server: several small shards with uneven chunks."""
+    uri = f"s3://datasets/{uuid.uuid4().hex}"
+    options = pack.PackOptions(shard_samples=32, validation=0.1)
+    pack.pack(sources.ColorImages(str(pictures), size=48), uri, options, workers=1)
+    return f"{uri}/manifest.json"
+
+
+@pytest.fixture(scope="session")
+def feature_weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Path and sha256 of a feature network with random weights: of the real shape, and made without a download."""
+    torch.manual_seed(0)
+    data = safetensors.torch.save(VGGFeatures("relu2_2").state_dict())
+    path = tmp_path_factory.mktemp("vgg") / "vgg16.safetensors"
+    path.write_bytes(data)
+    return str(path), hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def small_settings(dataset: str, runs_uri: str, feature_weights: tuple[str, str]) -> list[str]:
+    """``field=value`` texts of a run that takes a fraction of a second a step and uses every part."""
+    return [
+        "run.name=small", f"run.storage={runs_uri}", f"data.manifest={dataset}", "data.image_size=32",
+        "data.prefetch_batches=2", "model.generator_width=8", "model.discriminator_width=8",
+        f"loss.vgg_weights={feature_weights[0]}", f"loss.vgg_sha256={feature_weights[1]}",
+        "train.steps=12", "train.global_batch=8", "train.precision=float32", "train.threads=1",
+        "checkpoint.every_seconds=0", "telemetry.log_every_steps=1", "telemetry.image_every_steps=10",
+        "telemetry.images=4", "cluster.workers=2",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def small(small_settings: list[str]) -> Config:
+    """The configuration of ``small_settings``."""
+    return configuration.load(None, small_settings, environment={})
+
+
+@pytest.fixture(scope="session")
+def ray(s3: SeaweedFS) -> Iterator[RayCluster]:
+    """A running Ray cluster of one node; its address is in ``os.environ``."""
+    with pytest.MonkeyPatch.context() as patch, RayCluster(num_cpus=4, env=dict(s3.env)) as cluster:
+        for name, value in cluster.env.items():
+            patch.setenv(name, value)
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(configuration.ENVIRONMENT_PREFIX):
+            monkeypatch.delenv(name)
