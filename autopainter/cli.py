@@ -19,6 +19,7 @@ from autopainter.errors import Diverged, StorageError, UserError
 def setup_logging() -> None:
     """Plain lines with the time on stderr."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("botocore").setLevel(logging.WARNING)
 
 
 def exit_code_of(command: Callable[[], Any], program: str) -> int:

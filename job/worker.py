@@ -17,7 +17,7 @@ def train_worker(parameters: dict[str, Any]) -> None:
     Which worker reports and saves, and where the run continues, is the library's business: Ray has only started the
     process and its torch.distributed group.
     """
-    logging.getLogger("autopainter").setLevel(logging.INFO)
+    logging.getLogger("botocore").setLevel(logging.WARNING)  # Ray shows the root logger's INFO
     config = Config.model_validate(parameters)
     device: torch.device = ray.train.torch.get_device()
     if device.type == "cpu":

@@ -1,6 +1,6 @@
 """The main job on this machine, with every part real: storage, packing, Ray, training, painting.
 
-Everything it makes is in .quickstart/; it leaves no process behind unless --keep-running is given.
+Everything it makes is in one folder; it leaves no process behind unless --keep-running is given.
 """
 
 import contextlib
@@ -18,10 +18,9 @@ import click
 from services import RayCluster, SeaweedFS, TensorBoard, child_env, stop_recorded
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / ".quickstart"
-SERVICES = FOLDER / "services.jsonl"
 CONFIG = Path("job/configs/quickstart.yaml")
 WORKERS = 2
+SERVICES = "services.jsonl"
 
 
 class Stages:
@@ -44,59 +43,62 @@ class Stages:
         return "\n".join(f"  {name:<12}{seconds:7.1f} s" for name, seconds in rows)
 
 
-def main_job(size: int, steps: int | None, keep_running: bool, stages: Stages) -> None:
+def main_job(folder: Path, size: int, steps: int | None, keep_running: bool, stages: Stages) -> None:
     """Storage, data, weights, training and painting; every step of it may have been done before."""
     run, manifest = f"quickstart-{size}", f"s3://datasets/openmoji-{size * 3 // 2}/manifest.json"
     weights = "s3://datasets/weights/vgg16-relu2_2.safetensors"
+    services_file = folder / SERVICES
     with contextlib.ExitStack() as services:
         with stages.stage("storage", "Starting object storage (SeaweedFS) on loopback"):
-            storage = SeaweedFS(FOLDER / "storage", **_credentials(), detach=keep_running)
+            access_key, secret_key = _credentials(folder)
+            storage = SeaweedFS(folder / "storage", access_key=access_key, secret_key=secret_key, detach=keep_running)
             services.enter_context(storage)
-            storage.record(SERVICES)
-            _write_env(storage.env)
-            click.echo(f"{storage.endpoint}, data in {FOLDER.name}/storage", err=True)
+            storage.record(services_file)
+            _write_env(folder, storage.env)
+            click.echo(f"{storage.endpoint}, data in {folder}/storage", err=True)
         with stages.stage("pack", "Packing OpenMoji into WebDataset shards"):
             _run(storage.env, "autopainter", "pack", "openmoji", manifest.rpartition("/")[0],
                  "--size", str(size * 3 // 2))  # fmt: skip
         with stages.stage("vgg", "Fetching the VGG16 layers of the feature loss"):
             _run(storage.env, "autopainter", "vgg", "--output", weights)
         with stages.stage("train", f"Training on a local Ray cluster, {WORKERS} workers"), RayCluster(
-            num_cpus=max(os.cpu_count() or 1, WORKERS), dashboard=False, env=storage.env
+            num_cpus=max(os.cpu_count() or 1, WORKERS), env=storage.env
         ) as ray:  # fmt: skip
-            ray.record(SERVICES)
+            ray.record(services_file)
+            click.echo(f"Ray dashboard: {ray.dashboard_url}", err=True)
             settings = [f"run.name={run}", f"data.manifest={manifest}", f"data.image_size={size}"]
             settings += [f"loss.vgg_weights={weights}"] + ([f"train.steps={steps}"] if steps else [])
             options = [option for setting in settings for option in ("--set", setting)]
             _run(storage.env | ray.env, "python", "job/train.py", "--config", str(CONFIG), *options)
         with stages.stage("paint", "Painting the held-out sketches"):
-            sheet = FOLDER / f"sheet-{size}.png"
+            sheet = folder / f"sheet-{size}.png"
             _run(storage.env, "autopainter", "evaluate", "--run", f"s3://runs/{run}", "--sheet", str(sheet))
         click.echo(f"\nSeconds of each stage:\n{stages.table()}")
         click.echo(f"\nPainted pictures:  {sheet}")
         if keep_running:
             board = TensorBoard(f"s3://runs/{run}/events", storage.env, detach=True)
             services.enter_context(board)
-            board.record(SERVICES)
+            board.record(services_file)
             click.echo(f"TensorBoard:       {board.url}")
-            click.echo(f"Storage:           {storage.endpoint}; 'source {FOLDER.name}/env' to use it from a shell")
+            click.echo(f"Storage:           {storage.endpoint}; 'source {folder}/env' to use it from a shell")
             click.echo("Stop both:         bash scripts/quickstart.sh --stop")
         else:
             click.echo("TensorBoard:       bash scripts/quickstart.sh --keep-running")
         click.echo("Train further:     bash scripts/quickstart.sh --steps N   (continues from the last checkpoint)")
 
 
-def _credentials() -> dict[str, str]:
+def _credentials(folder: Path) -> tuple[str, str]:
     """The key pair of this checkout's storage, made at random the first time."""
-    path = FOLDER / "credentials.json"
+    path = folder / "credentials.json"
     if not path.exists():
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-            json.dump({"access_key": secrets.token_hex(10), "secret_key": secrets.token_hex(20)}, file)
-    pair: dict[str, str] = json.loads(path.read_text())
-    return pair
+            json.dump([secrets.token_hex(10), secrets.token_hex(20)], file)
+    access_key, secret_key = json.loads(path.read_text())
+    return access_key, secret_key
 
 
-def _write_env(env: dict[str, str]) -> None:
-    with os.fdopen(os.open(FOLDER / "env", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+def _write_env(folder: Path, env: dict[str, str]) -> None:
+    with os.fdopen(os.open(folder / "env", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.writelines(f"export {name}={value}\n" for name, value in env.items())
 
 
@@ -120,8 +122,17 @@ def _run(env: dict[str, str], program: str, *arguments: str) -> None:
 )
 @click.option("--keep-running", is_flag=True, help="Leave storage and TensorBoard running at the end.")
 @click.option("--stop", is_flag=True, help="Stop what --keep-running left running, and do nothing else.")
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=".quickstart",
+    show_default=True,
+    help="Where everything that it makes is kept.",
+)
 @click.option("--install-seconds", type=float, default=0, hidden=True)
-def quickstart(steps: int | None, size: int, keep_running: bool, stop: bool, install_seconds: float) -> None:
+def quickstart(
+    steps: int | None, size: int, keep_running: bool, stop: bool, folder: Path, install_seconds: float
+) -> None:
     """Train Auto-Painter on the OpenMoji set and paint held-out sketches, all on this machine.
 
     Run it again to continue a run that was interrupted, or with more --steps to train further.
@@ -130,11 +141,11 @@ def quickstart(steps: int | None, size: int, keep_running: bool, stop: bool, ins
         raise click.BadParameter(
             f"{size} is not a multiple of 32; nearest: {round(size / 32) * 32}", param_hint="--size"
         )
-    FOLDER.mkdir(exist_ok=True)
-    for kind in stop_recorded(SERVICES):
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in stop_recorded(folder / SERVICES):
         click.echo(f"stopped {kind}, left from an earlier call", err=True)
     if not stop:
-        main_job(size, steps, keep_running, Stages(install_seconds))
+        main_job(folder, size, steps, keep_running, Stages(install_seconds))
 
 
 def _terminate(*_: object) -> None:

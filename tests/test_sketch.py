@@ -1,4 +1,7 @@
-"""XDoG against an independent float64 reference, and the properties that a drawing has. Run: pytest tests/test_sketch.py"""
+"""XDoG against an independent float64 reference, and the properties that a drawing has.
+
+Run: pytest tests/test_sketch.py
+"""
 
 import numpy as np
 import PIL.Image

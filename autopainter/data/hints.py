@@ -2,7 +2,8 @@
 
 Blocks follow the paper authors' procedure (``gen_sketch/color.py``: the colour image is blurred; a block starts at a
 random pixel that is not white and grows along the diagonal while the colour stays the same); strokes follow a straight
-line through one colour. A separate mask tells a hint from its absence, so white can be a hint too.
+line through one colour. Both begin between the lines of the sketch, where a user would put them. A separate mask tells
+a hint from its absence, so white can be a hint too.
 """
 
 import cv2
@@ -15,18 +16,20 @@ Image = NDArray[np.uint8]
 
 _REFERENCE_SIZE = 512  # the authors' sizes in pixels are for images of this edge
 _BLUR_SIGMA = 5.0
-_BLOCK_PIXELS = 20
+_BLOCK_PIXELS = 24
 _STROKE_PIXELS = 120
-_STROKE_WIDTH = 12
+_STROKE_WIDTH = 16
 _SAME_COLOR = 30  # largest change of R + G + B inside one hint
-_WHITE = 245
+_WHITE = 245  # a target pixel with all channels above this needs no hint
+_PAPER = 230  # a sketch pixel above this is no line
 
 
-def draw(color: Image, config: Hints, random: np.random.Generator) -> Image:
+def draw(color: Image, sketch: Image, config: Hints, random: np.random.Generator) -> Image:
     """Draw random hints for one image.
 
     Args:
         color: uint8 [S, S, 3] RGB, the target.
+        sketch: uint8 [S, S], its lines dark on white.
         config: shares and numbers of hints.
         random: generator of this sample.
 
@@ -39,7 +42,7 @@ def draw(color: Image, config: Hints, random: np.random.Generator) -> Image:
         return hints
     scale = size / _REFERENCE_SIZE
     blurred = cv2.GaussianBlur(color, (0, 0), max(_BLUR_SIGMA * scale, 0.3))
-    colored = np.argwhere(color.min(axis=2) < _WHITE)
+    colored = np.argwhere((color.min(axis=2) < _WHITE) & (sketch > _PAPER))
     if len(colored) == 0:
         return hints
     sums = blurred.astype(np.int32).sum(axis=2)

@@ -76,7 +76,7 @@ class OpenMoji:
     def items(self) -> list[Item]:
         return [
             Item(key=path.stem, group=group(path.stem), location=name, bytes=path.stat().st_size)
-            for name, path in sorted(_files().items())
+            for name, path in sorted(_files().items(), key=lambda entry: entry[1].stem)
         ]
 
     def read(self, item: Item) -> Pair:

@@ -54,7 +54,7 @@ def training_sample(
     """Make the sample of a global position and write it into one row of a batch's arrays."""
     seed = config.train.seed
     color, sketch = augment(color, sketch, config, seeding.generator(seed, Use.AUGMENT, position))
-    hint = hints.draw(color, config.hints, seeding.generator(seed, Use.HINTS, position))
+    hint = hints.draw(color, sketch, config.hints, seeding.generator(seed, Use.HINTS, position))
     _write(out, color, sketch, hint, seeding.key(seed, Use.DROPOUT, position))
 
 
@@ -64,7 +64,8 @@ def validation_sample(
     """Make the sample of a validation index: not augmented, always hinted, the same at every step of every run."""
     color, sketch = resize(color, config.data.image_size), resize(sketch, config.data.image_size)
     always = config.hints.model_copy(update={"unhinted": 0.0})
-    _write(out, color, sketch, hints.draw(color, always, seeding.generator(0, Use.HINTS, index)), 0)
+    hint = hints.draw(color, sketch, always, seeding.generator(0, Use.HINTS, index))
+    _write(out, color, sketch, hint, 0)
 
 
 def _write(out: dict[str, NDArray[np.generic]], color: Image, sketch: Image, hint: Image, dropout_key: int) -> None:

@@ -7,7 +7,6 @@ are a pure function of the source, its list of items and the options.
 import hashlib
 import io
 import json
-import math
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -118,10 +117,9 @@ def plan_shards(items: list[Item], options: PackOptions) -> list[ShardPlan]:
     if lowest == highest:
         raise UserError(f"nothing can be held out for validation: all {len(chosen)} inputs are variants of one drawing")
     if not lowest < options.validation <= highest:
-        least, most = math.ceil(lowest * 1000 + 1) / 1000, math.floor(highest * 1000) / 1000
         raise UserError(
             f"validation: a share of {options.validation} leaves one split of {len(places)} groups empty;"
-            f" use {least} to {most}"
+            f" use one from {lowest + 1e-4:.4f} to {highest:.4f}"
         )
     plans = []
     for split in SPLITS:
