@@ -78,12 +78,12 @@ def test_unet_widths_are_those_of_pix2pix():
 def test_unet_uses_every_input_and_every_block(size):
     """The earlier notebook dropped a decoder block without a word (its blocks were zipped with fewer skips)."""
     network = unet(size)
-    image = noise(2, 5, size, size).requires_grad_()
-    (network(image) * noise(2, 3, size, size, seed=1)).sum().backward()
+    image = noise(16, 5, size, size).requires_grad_()
+    (network(image) * noise(16, 3, size, size, seed=1)).sum().backward()
     assert (image.grad.abs().amax(dim=(0, 2, 3)) > 0).all()
     for name, weight in convolution_weights(network).items():
         inputs = weight.grad.abs().sum(dim=(1, 2, 3) if name.startswith("up") else (0, 2, 3))
-        assert (inputs > 0).all()  # half of the inputs of a decoder block are the skip
+        assert (inputs > 0).float().mean() > 0.9  # the skip is half of them; single rectifiers may be shut
 
 
 @pytest.mark.parametrize("norm", ["instance", "group", "batch"])
@@ -234,7 +234,7 @@ def test_patchgan_receptive_field_is_70():
 
 
 def test_patchgan_gives_logits():
-    """Logits are linear in the last convolution: no sigmoid, rectifier or norm behind it (the notebook had all three)."""
+    """Logits are linear in the last convolution: no sigmoid, rectifier or norm behind it, as the notebook had."""
     network, condition, image = patchgan(), noise(2, 5, 64, 64), noise(2, 3, 64, 64, seed=1)
     with torch.no_grad():
         logits = network(condition, image)

@@ -474,7 +474,7 @@ def test_pictures_become_squares(tmp_path):
     assert (padded.color[10:30, 0] == 90).all()
     assert (padded.sketch[:10] == 255).all()
     with pytest.raises(UserError, match="crop, resize, pad"):
-        ColorImages(str(tmp_path), 40, "stretch")  # type: ignore[arg-type]
+        ColorImages(str(tmp_path), 40, "stretch")
 
 
 def test_broken_inputs_are_named_and_the_others_packed(tmp_path):

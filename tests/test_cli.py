@@ -1,0 +1,175 @@
+"""The command line as a user meets it: help, dry run, and one line with exit code 2 for every kind of bad input.
+
+Each case runs the real program in a process of its own. Run: pytest tests/test_cli.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import pytest
+from services import SeaweedFS
+
+ROOT = Path(__file__).resolve().parent.parent
+AUTOPAINTER = [str(Path(sys.executable).parent / "autopainter")]
+JOB = [sys.executable, "job/train.py"]
+
+
+def call(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+
+
+def sets(settings: list[str]) -> list[str]:
+    return [option for setting in settings for option in ("--set", setting)]
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text("# everything is set on the command line\n{}\n")
+    return path
+
+
+def objects(uri: str) -> list[str]:
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    listed = boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix)
+    return [entry["Key"] for entry in listed.get("Contents", [])]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [*AUTOPAINTER, "--help"], [*AUTOPAINTER, "train", "--help"], [*AUTOPAINTER, "pack", "--help"],
+        [*AUTOPAINTER, "pack", "images", "--help"], [*AUTOPAINTER, "paint", "--help"], [*JOB, "--help"],
+    ],
+    ids=lambda command: " ".join(command[1:]),
+)  # fmt: skip
+def test_help_names_every_option_in_readable_width(command: list[str]) -> None:
+    done = call(command)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Usage:")
+    assert max(map(len, done.stdout.splitlines())) <= 110
+
+
+@pytest.mark.parametrize("program", [[*AUTOPAINTER, "train"], JOB], ids=["autopainter", "job"])
+def test_dry_run_prints_the_resolved_config_and_writes_nothing(
+    program: list[str], config_file: Path, small_settings: list[str], runs_uri: str, tmp_path: Path
+) -> None:
+    options = ["--config", str(config_file), *sets([*small_settings, "train.steps=7"]), "--dry-run"]
+    done = call([*program, *options], AUTOPAINTER__TRAIN__SEED="5")
+    assert done.returncode == 0, done.stderr
+    assert f"# trains {runs_uri}/small" in done.stdout
+    assert "  steps: 7\n" in done.stdout
+    assert "  seed: 5\n" in done.stdout
+    assert objects(runs_uri) == []
+    printed = tmp_path / "resolved.yaml"
+    printed.write_text(done.stdout)
+    again = call([*program, "--config", str(printed), "--dry-run"])
+    assert again.stdout == done.stdout
+
+
+def test_an_interrupted_train_command_says_how_to_go_on(config_file: Path, small_settings: list[str]) -> None:
+    options = sets([*small_settings, "train.steps=100000", "checkpoint.every_seconds=60"])
+    program = subprocess.Popen(
+        [*AUTOPAINTER, "train", "--config", str(config_file), *options], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert program.stderr is not None
+    for line in program.stderr:
+        if "step 1/" in line:
+            break
+    program.send_signal(2)
+    rest = program.stderr.read()
+    assert program.wait(timeout=60) == 130
+    assert rest.splitlines()[-1] == "autopainter: stopped; the same command continues"
+    assert "Traceback" not in rest
+
+
+def bad_version(s3_uri: str, dataset: str) -> str:
+    client = boto3.client("s3")
+    bucket, _, key = dataset.removeprefix("s3://").partition("/")
+    document = json.loads(client.get_object(Bucket=bucket, Key=key)["Body"].read())
+    uri = f"{s3_uri}/manifest.json"
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    client.put_object(Bucket=bucket, Key=key, Body=json.dumps(document | {"version": 99}).encode())
+    return uri
+
+
+@pytest.mark.parametrize("program", [[*AUTOPAINTER, "train"], JOB], ids=["autopainter", "job"])
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("missing bucket of the data", "there is no bucket 'nowhere'"),
+        ("missing bucket of the run", "there is no bucket 'nowhere'"),
+        ("missing manifest", "data.manifest: s3://datasets/none/manifest.json: not found"),
+        ("manifest of another version", "format version 99"),
+        ("wrong credentials", "refused the credentials"),
+        ("unknown field", "unknown field; did you mean train.steps?"),
+        ("wrong type", "train.global_batch: input should be a valid integer"),
+        ("indivisible batch", "nearest right values: 4 or 8"),
+        ("wrong checksum", "loss.vgg_weights"),
+        ("missing config file", "cannot be read"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    program: list[str], case: str, said: str, config_file: Path, small_settings: list[str], runs_uri: str,
+    s3_uri: str, dataset: str, tmp_path: Path,
+) -> None:  # fmt: skip
+    changes = {
+        "missing bucket of the data": ["data.manifest=s3://nowhere/manifest.json"],
+        "missing bucket of the run": ["run.storage=s3://nowhere"],
+        "missing manifest": ["data.manifest=s3://datasets/none/manifest.json"],
+        "manifest of another version": [f"data.manifest={bad_version(s3_uri, dataset)}"],
+        "unknown field": ["train.stepz=3"],
+        "wrong type": ["train.global_batch=many"],
+        "indivisible batch": ["train.global_batch=7", "cluster.workers=4"],
+        "wrong checksum": [f"loss.vgg_sha256={'0' * 64}"],
+    }.get(case, [])
+    environment = {"RAY_ADDRESS": "127.0.0.1:1"}  # no cluster may be asked before the input is known to be good
+    if case == "wrong credentials":
+        environment["AWS_SECRET_ACCESS_KEY"] = "wrong-secret"
+    if case == "indivisible batch" and program is not JOB:
+        environment["WORLD_SIZE"] = "4"
+    path = tmp_path / "none.yaml" if case == "missing config file" else config_file
+    done = call([*program, "--config", str(path), *sets(small_settings + changes)], **environment)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "wrong-secret" not in done.stderr
+    assert objects(runs_uri) == []
+
+
+def test_an_empty_folder_cannot_be_packed(tmp_path: Path, s3_uri: str) -> None:
+    (tmp_path / "empty").mkdir()
+    done = call([*AUTOPAINTER, "pack", "images", str(tmp_path / "empty"), s3_uri])
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "no pictures in it" in done.stderr
+    assert objects(s3_uri) == []
+
+
+def test_broken_pictures_are_named_and_the_rest_is_packed(tmp_path: Path, pictures: Path, s3_uri: str) -> None:
+    for picture in sorted(pictures.iterdir())[:40]:
+        (tmp_path / picture.name).write_bytes(picture.read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    done = call([*AUTOPAINTER, "pack", "images", str(tmp_path), s3_uri, "--size", "32", "--validation", "0.2"])
+    assert done.returncode == 1
+    assert "broken: broken.png: not a PNG, JPEG, WebP or BMP image" in done.stderr
+    assert "1 broken" in done.stdout
+    assert f"{s3_uri.split('/', 3)[3]}/manifest.json" in objects(s3_uri)
+
+
+def test_credentials_are_nowhere_in_what_a_run_stores_or_says(
+    s3: SeaweedFS, config_file: Path, small_settings: list[str], runs_uri: str
+) -> None:
+    done = call([*AUTOPAINTER, "train", "--config", str(config_file), *sets([*small_settings, "train.steps=2"])])
+    assert done.returncode == 0, done.stderr
+    secret = s3.env["AWS_SECRET_ACCESS_KEY"]
+    client = boto3.client("s3")
+    stored = objects(runs_uri)
+    assert any(key.endswith("weights.safetensors") for key in stored)
+    for key in stored:
+        assert secret.encode() not in client.get_object(Bucket="runs", Key=key)["Body"].read()
+    assert secret not in done.stdout + done.stderr

@@ -1,0 +1,205 @@
+"""The terms of the objective: values against formulas in float64 NumPy, gradients against finite differences of those.
+
+Then one test for each fault of the earlier implementations (notes 2.2, 2.3) that would fail if it came back.
+Run: pytest tests/test_losses.py
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from autopainter import losses
+
+KINDS = ["gan", "lsgan", "hinge"]
+
+
+def total_variation(image):
+    """The paper's formula pixel by pixel, a mean over all places that have both neighbours."""
+    batch, channels, height, width = image.shape
+    roots = [
+        math.sqrt((plane[i + 1, j] - plane[i, j]) ** 2 + (plane[i, j + 1] - plane[i, j]) ** 2)
+        for plane in image.reshape(batch * channels, height, width)
+        for i in range(height - 1)
+        for j in range(width - 1)
+    ]
+    return sum(roots) / len(roots)
+
+
+def sigmoid(logits):
+    return 1 / (1 + np.exp(-logits))
+
+
+def discriminator(real, fake, kind):
+    parts = {
+        "gan": lambda: (-np.log(sigmoid(real)).mean(), -np.log(1 - sigmoid(fake)).mean()),
+        "lsgan": lambda: (((real - 1) ** 2).mean(), (fake**2).mean()),
+        "hinge": lambda: (np.maximum(0, 1 - real).mean(), np.maximum(0, 1 + fake).mean()),
+    }[kind]()
+    return sum(parts) / 2
+
+
+def generator(fake, kind):
+    return {
+        "gan": lambda: -np.log(sigmoid(fake)).mean(),
+        "lsgan": lambda: ((fake - 1) ** 2).mean(),
+        "hinge": lambda: -fake.mean(),
+    }[kind]()
+
+
+def random(*shape, seed):
+    return np.random.default_rng(seed).uniform(-1, 1, shape)
+
+
+IMAGES = [random(2, 3, 4, 5, seed=seed) for seed in (0, 1)]
+LOGITS = [3 * random(2, 1, 3, 4, seed=seed) for seed in (2, 3)]
+TERMS = {
+    "pixel": (losses.pixel, lambda a, b: np.abs(a - b).mean(), IMAGES),
+    "feature": (losses.feature, lambda a, b: ((a - b) ** 2).mean(), IMAGES),
+    "tv": (losses.total_variation, total_variation, IMAGES[:1]),
+}
+for kind in KINDS:
+    TERMS[f"generator-{kind}"] = (
+        lambda fake, kind=kind: losses.generator_adversarial(fake, kind),
+        lambda fake, kind=kind: generator(fake, kind),
+        LOGITS[:1],
+    )
+    TERMS[f"discriminator-{kind}"] = (
+        lambda real, fake, kind=kind: losses.discriminator(real, fake, kind),
+        lambda real, fake, kind=kind: discriminator(real, fake, kind),
+        LOGITS,
+    )
+
+
+def differences(function, arguments, which, step=1e-6):
+    """Central differences of a function of arrays by one of them."""
+    gradient = np.zeros_like(arguments[which])
+    for place in np.ndindex(gradient.shape):
+        values = []
+        for sign in (1, -1):
+            moved = [argument.copy() for argument in arguments]
+            moved[which][place] += sign * step
+            values.append(function(*moved))
+        gradient[place] = (values[0] - values[1]) / (2 * step)
+    return gradient
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_terms_and_their_gradients(term):
+    ours, reference, arrays = TERMS[term]
+    tensors = [torch.tensor(array, dtype=torch.float32, requires_grad=True) for array in arrays]
+    value = ours(*tensors)
+    assert value.shape == ()
+    assert value.item() == pytest.approx(reference(*arrays), rel=1e-5)
+    value.backward()
+    for which, tensor in enumerate(tensors):
+        expected = differences(reference, arrays, which)
+        assert np.abs(expected).max() > 0
+        assert tensor.grad.numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_terms_are_means_over_the_batch(term):
+    """So their weights do not depend on the batch size, and microbatches may be added up."""
+    ours, _, arrays = TERMS[term]
+    tensors = [torch.tensor(array, dtype=torch.float32) for array in arrays]
+    assert torch.allclose(ours(*(tensor.repeat(3, 1, 1, 1) for tensor in tensors)), ours(*tensors))
+    halves = [ours(*(tensor[row : row + 1] for tensor in tensors)) for row in range(2)]
+    assert torch.allclose((halves[0] + halves[1]) / 2, ours(*tensors))
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_terms_are_computed_in_float32(term):
+    ours, _, arrays = TERMS[term]
+    tensors = [torch.tensor(array, dtype=torch.bfloat16) for array in arrays]
+    with torch.autocast("cpu", torch.bfloat16):
+        value = ours(*tensors)
+    assert value.dtype == torch.float32
+    assert value == ours(*(tensor.float() for tensor in tensors))
+
+
+# Total variation
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (8, 8), (40, 24), (128, 128)])
+def test_tv_of_a_slope_does_not_depend_on_the_image_size(height, width):
+    """The authors sum over the pixels, so their weight means 786 times as much at 512x512."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    slope = (0.03 * y + 0.04 * x).expand(2, 3, -1, -1)
+    assert losses.total_variation(slope).item() == pytest.approx(0.05, rel=1e-4)
+
+
+def test_tv_is_the_mean_of_the_roots():
+    """The notebook took the root of the means, where one edge on a flat image counts many times as much."""
+    image = torch.zeros(1, 1, 11, 11)
+    image[..., 5:] = 1
+    assert losses.total_variation(image).item() == pytest.approx(10 / 100, abs=2e-4)
+
+
+def test_tv_has_a_finite_gradient_on_flat_areas():
+    image = torch.full((1, 3, 6, 6), 0.5, requires_grad=True)
+    value = losses.total_variation(image)
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=2e-4)
+    assert torch.equal(image.grad, torch.zeros_like(image))
+
+
+# Features and pixels
+
+
+@pytest.mark.parametrize(("term", "power"), [(losses.pixel, 1), (losses.feature, 2)])
+def test_pixels_are_compared_by_l1_and_features_by_l2(term, power):
+    """The authors' code and the notebook compare features by L1, the paper by L2."""
+    target, difference = (torch.tensor(array, dtype=torch.float32) for array in IMAGES)
+    once, twice = (term(target + factor * difference, target) for factor in (1, 2))
+    assert (twice / once).item() == pytest.approx(2**power, rel=1e-5)
+
+
+# Adversarial
+
+
+def test_the_generators_gradient_does_not_saturate():
+    """At D = 0.05: -log D falls by 20 for each unit of D; log(1 - D) gives 1.05 and the notebook's -log(1 + D) 0.95."""
+    probability = torch.tensor([[0.05]], requires_grad=True)
+    losses.generator_adversarial(torch.logit(probability), "gan").backward()
+    assert probability.grad.item() == pytest.approx(-20, rel=1e-4)
+    logit = torch.logit(torch.tensor([[0.05]])).requires_grad_()
+    losses.generator_adversarial(logit, "gan").backward()
+    assert logit.grad.item() == pytest.approx(-0.95, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_not_squashed(kind):
+    """A sigmoid in front, as in three of the authors' critics, would bound every term."""
+    logits = torch.full((1, 1, 2, 2), 100.0)
+    expected = {"gan": 100, "lsgan": 101**2, "hinge": 100}[kind]
+    assert losses.generator_adversarial(-logits, kind).item() == pytest.approx(expected)
+    both = {"gan": 100, "lsgan": (101**2 + 100**2) / 2, "hinge": 101}[kind]
+    assert losses.discriminator(-logits, logits, kind).item() == pytest.approx(both)
+
+
+@pytest.mark.parametrize("logit", [-1e4, 1e4])
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_logits_give_finite_values_and_gradients(kind, logit):
+    logits = torch.full((1, 1, 2, 2), logit, requires_grad=True)
+    value = losses.generator_adversarial(logits, kind) + losses.discriminator(logits, logits, kind)
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "undecided"), [("gan", math.log(2)), ("lsgan", 0.5), ("hinge", 1.0)])
+def test_the_discriminators_two_parts_are_averaged(kind, undecided):
+    zeros = torch.zeros(2, 1, 3, 3)
+    assert losses.discriminator(zeros, zeros, kind).item() == pytest.approx(undecided)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_two_networks_pull_in_opposite_directions(kind):
+    real, fake, painted = (torch.full((1, 1, 2, 2), 0.5, requires_grad=True) for _ in range(3))
+    losses.discriminator(real, fake, kind).backward()
+    assert (real.grad < 0).all()  # more logit for a true image, less for a painted one
+    assert (fake.grad > 0).all()
+    losses.generator_adversarial(painted, kind).backward()
+    assert (painted.grad < 0).all()
