@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autopainter import config
 from autopainter.config import Config, fields, flatten, load
 from autopainter.errors import UserError
 
@@ -308,8 +307,14 @@ def test_a_secret_in_a_field_that_is_not_there_is_not_repeated(file):
     assert "hidden" not in refusal(file(), ["run.aws_secret_access_key=hidden"])
 
 
-@pytest.mark.parametrize("field", ["run.storage", "data.manifest", "loss.vgg_weights"])
-@pytest.mark.parametrize("uri", ["s3://KEY:hidden@bucket/x", "https://me:hidden@example.org/x"])
+@pytest.mark.parametrize(
+    ("field", "uri"),
+    [
+        ("run.storage", "s3://KEY:hidden@bucket/x"),
+        ("data.manifest", "s3://KEY:hidden@bucket/x/manifest.json"),
+        ("loss.vgg_weights", "https://me:hidden@example.org/x"),
+    ],
+)
 def test_a_uri_with_credentials_is_refused_and_not_repeated(file, field, uri):
     message = refusal(file(), [f"{field}={uri}"])
     assert field in message

@@ -57,7 +57,12 @@ def run(
     reader, lifeline = context.Pipe(duplex=False)  # nothing is sent: its end is the signal
     pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(reader, counter))
     try:
-        futures = [pool.submit(_call, function, task) for task in tasks]
+        # Ctrl-C reaches the whole process group. The new processes inherit this mask: only the parent acts on it.
+        unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = [pool.submit(_call, function, task) for task in tasks]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
         pending = set(futures)
         while pending:
             finished, pending = wait(pending, POLL_SECONDS, FIRST_EXCEPTION)
@@ -82,7 +87,6 @@ _ending = threading.Event()
 def _start(lifeline: Connection, counter: Any) -> None:
     global _counter
     _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
 
 

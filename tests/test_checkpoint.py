@@ -1,0 +1,432 @@
+"""Checkpoints on a folder and on a real S3 server: what is written, what is found again, what is damaged or fenced out.
+
+The faults are made by hand: bytes of stored objects are cut off, flipped and deleted, and stores that wait or lose
+bytes are folders with one method changed. Killed processes are in other files.
+Run: pytest tests/test_checkpoint.py
+"""
+
+import json
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from autopainter import checkpoint
+from autopainter.checkpoint import CheckpointWriter, begin_attempt
+from autopainter.errors import CorruptData, StorageError, UserError
+from autopainter.storage import LocalStore, open_store
+
+META = {"manifest_id": "ab12", "identity": {"train.seed": 0}}
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request, tmp_path):
+    """The empty store of a run."""
+    if request.param == "folder":
+        return open_store(str(tmp_path / "run"))
+    return open_store(request.getfixturevalue("runs_uri"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return LocalStore(str(tmp_path / "run"))
+
+
+def tensors(step):
+    """A state with every kind of tensor that a trainer has, and values of its step."""
+    values = torch.arange(72, dtype=torch.float32).view(2, 3, 4, 3) + step
+    return {
+        "average.conv.weight": values.contiguous(memory_format=torch.channels_last),
+        "average.conv.bias": torch.full((2,), float(step)),
+        "generator.conv.weight": -values,
+        "generator.norm.num_batches_tracked": torch.tensor(step),
+        "optimizer.generator.exp_avg.conv.weight": values.bfloat16(),
+    }
+
+
+def save(store, step, attempt=1, keep=9, **options):
+    """Save one checkpoint and wait for it; the writer."""
+    writer = CheckpointWriter(store, attempt, keep, META, **options)
+    writer.save(step, tensors(step))
+    writer.wait()
+    return writer
+
+
+def assert_found(store, step, attempt=1):
+    """The newest good checkpoint is that of ``step``, with its state."""
+    found, state = checkpoint.newest(store)
+    assert (found.step, found.attempt) == (step, attempt)
+    assert state.keys() == tensors(step).keys()
+    for name, tensor in tensors(step).items():
+        assert state[name].dtype == tensor.dtype
+        assert torch.equal(state[name], tensor), name
+
+
+def files(store):
+    """Keys of all that belongs to checkpoints."""
+    return {entry.key for entry in store.list("checkpoints/")}
+
+
+def of(step, attempt=1):
+    """Keys of one whole checkpoint."""
+    folder = f"checkpoints/{step:08d}/{attempt:06d}"
+    return {f"checkpoints/{step:08d}.json", f"{folder}/weights.safetensors", f"{folder}/state.safetensors"}
+
+
+def damage(store, key, how):
+    data = store.read(key)
+    middle = len(data) // 2
+    if how == "missing":
+        store.delete([key])
+    else:
+        damaged = {
+            "truncated": data[:middle],
+            "empty": b"",
+            "one bit": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+            "zeros": bytes(len(data)),
+            "other JSON": b"[1]",
+        }[how]
+        store.write(key, damaged)
+
+
+# Written and read
+
+
+def test_a_new_run_has_none(store):
+    assert checkpoint.steps(store) == []
+    assert checkpoint.newest(store) is None
+    assert checkpoint.latest_attempt(store) == 0
+
+
+def test_what_is_saved_is_read(store):
+    reports = []
+    writer = save(store, 7, attempt=begin_attempt(store, {}), report=lambda *report: reports.append(report))
+    assert writer.error is None
+    ((step, seconds, error),) = reports
+    assert (step, error) == (7, None)
+    assert seconds > 0
+
+    assert checkpoint.steps(store) == [7]
+    assert_found(store, 7)
+    saved = checkpoint.read(store, 7)
+    assert saved.meta == META
+    weights = checkpoint.load_weights(store, saved)
+    assert weights.keys() == {"conv.weight", "conv.bias"}
+    assert torch.equal(weights["conv.weight"], tensors(7)["average.conv.weight"])
+    assert files(store) == of(7)
+
+
+def test_files_without_a_commit_are_invisible(store):
+    save(store, 3)
+    save(store, 5)
+    store.delete([f"checkpoints/{5:08d}.json"])
+    assert checkpoint.steps(store) == [3]
+    assert_found(store, 3)
+    with pytest.raises(CorruptData, match=f"{5:08d}.json"):
+        checkpoint.read(store, 5)
+
+
+def test_the_commit_is_written_last(store):
+    seen = []
+    writer = CheckpointWriter(store, 1, 9, META)
+    writer.save(4, tensors(4), before_commit=lambda: seen.append(files(store)))
+    writer.wait()
+    assert seen == [of(4) - {f"checkpoints/{4:08d}.json"}]
+    assert files(store) == of(4)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(folder):
+    may_commit, copied = threading.Event(), threading.Event()
+    writer = CheckpointWriter(folder, 1, 9, META)
+    writer.save(4, tensors(4), before_commit=lambda: may_commit.wait(30))
+    assert checkpoint.steps(folder) == []  # and yet save has returned
+    second = threading.Thread(target=lambda: (writer.save(5, tensors(5)), copied.set()))
+    second.start()
+    assert not copied.wait(0.1)  # one copy at a time
+    may_commit.set()
+    second.join()
+    writer.wait()
+    assert checkpoint.steps(folder) == [4, 5]
+    assert_found(folder, 5)
+
+
+class WaitingStore(LocalStore):
+    """A folder that is as slow as it is told to be."""
+
+    def __init__(self, uri):
+        super().__init__(uri)
+        self.may_write = threading.Event()
+
+    def write(self, key, data):
+        assert self.may_write.wait(30)
+        super().write(key, data)
+
+
+def test_tensors_may_change_as_soon_as_save_returns(tmp_path):
+    store, state = WaitingStore(str(tmp_path)), tensors(4)
+    writer = CheckpointWriter(store, 1, 9, META)
+    writer.save(4, state)
+    for tensor in state.values():
+        tensor.zero_()
+    store.may_write.set()
+    writer.wait()
+    assert_found(store, 4)
+
+
+# Damage
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "empty", "one bit", "zeros"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.safetensors"])
+def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(store, caplog, name, how):
+    for step in (2, 4, 6):
+        save(store, step)
+    for step in (4, 6):
+        damage(store, f"checkpoints/{step:08d}/000001/{name}", how)
+    assert_found(store, 2)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 2
+    for step, warning in zip((6, 4), warnings, strict=True):
+        assert f"step {step} " in warning
+        assert store.locate(f"checkpoints/{step:08d}/000001/{name}") in warning
+    with pytest.raises(CorruptData, match=name):
+        checkpoint.load_state(store, checkpoint.read(store, 6))
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "zeros", "other JSON"])
+def test_a_damaged_commit_is_named_and_the_checkpoint_before_is_used(store, caplog, how):
+    save(store, 2)
+    save(store, 4)
+    damage(store, f"checkpoints/{4:08d}.json", how)
+    assert_found(store, 2)
+    assert store.locate(f"checkpoints/{4:08d}.json") in caplog.text
+
+
+def test_any_flipped_bit_of_a_commit_is_found(folder, caplog):
+    """A commit says which step to continue from and with what configuration: nothing of it may change unseen."""
+    caplog.set_level(logging.ERROR)
+    save(folder, 2)
+    save(folder, 4)
+    path = folder.root / f"checkpoints/{4:08d}.json"
+    data = path.read_bytes()
+    body = data.index(b'"step"')  # what stands before, format and version, may also be refused as another format
+    unseen = []
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            found, _ = checkpoint.newest(folder)
+            outcome = found.step if found.meta == META else "other meta"
+        except Exception as error:  # whatever it is, the run would end with it
+            outcome = 2 if place < body and isinstance(error, UserError) else repr(error)
+        if outcome != 2:
+            line = data[: place + 1].decode().splitlines()[-1]
+            unseen.append(f"{line.strip()}|: {outcome}")
+    assert not unseen, f"{len(unseen)} of {len(data)}: {unseen}"
+
+
+def test_if_all_are_damaged_there_is_none(store):
+    for step in (2, 4):
+        save(store, step)
+        damage(store, f"checkpoints/{step:08d}/000001/state.safetensors", "one bit")
+    assert checkpoint.newest(store) is None
+
+
+@pytest.mark.parametrize("field", [{"version": 2}, {"format": "something-else"}])
+def test_another_format_is_refused(store, field):
+    """Not passed over: an older checkpoint than the user has would be continued without a word."""
+    save(store, 2)
+    save(store, 4)
+    key = f"checkpoints/{4:08d}.json"
+    store.write(key, json.dumps(json.loads(store.read(key)) | field).encode())
+    with pytest.raises(UserError) as caught:
+        checkpoint.newest(store)
+    assert store.locate(key) in str(caught.value)
+    assert f"{checkpoint.FORMAT} {checkpoint.VERSION}" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# Pruning
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_the_newest_are_kept(store, keep):
+    writer = CheckpointWriter(store, begin_attempt(store, {}), keep, META)
+    for step in (3, 6, 9, 12):
+        writer.save(step, tensors(step))
+    writer.wait()
+    kept = (3, 6, 9, 12)[-keep:]
+    assert files(store) == set().union(*(of(step) for step in kept))
+    assert_found(store, 12)
+    assert checkpoint.latest_attempt(store) == 1
+
+
+def test_what_earlier_attempts_left_behind_is_deleted(store):
+    save(store, 2, attempt=begin_attempt(store, {}))
+    orphan = f"checkpoints/{9:08d}/000001/weights.safetensors"  # killed between a file and the commit
+    store.write(orphan, b"half")
+    attempt = begin_attempt(store, {})
+    save(store, 4, attempt=attempt, keep=2)
+    assert files(store) == of(2, 1) | of(4, 2)
+    assert_found(store, 4, attempt)
+
+
+def test_a_later_checkpoint_that_did_not_verify_is_deleted(store):
+    """Else it would be the newest again, as soon as a new attempt had saved less steps."""
+    for step in (2, 6):
+        save(store, step, attempt=1)
+    damage(store, f"checkpoints/{6:08d}/000001/weights.safetensors", "truncated")
+    save(store, 4, attempt=2, keep=2)
+    assert files(store) == of(2, 1) | of(4, 2)
+    assert_found(store, 4, attempt=2)
+
+
+@pytest.mark.parametrize("what", ["files", "commit"])
+def test_a_damaged_checkpoint_of_the_same_step_is_replaced(store, what):
+    save(store, 2, attempt=1)
+    save(store, 4, attempt=1)
+    key = {"files": f"checkpoints/{4:08d}/000001/state.safetensors", "commit": f"checkpoints/{4:08d}.json"}[what]
+    damage(store, key, "truncated")
+    save(store, 4, attempt=2)
+    assert files(store) == of(2, 1) | of(4, 2)
+    assert_found(store, 4, attempt=2)
+
+
+def test_a_damaged_checkpoint_does_not_count_as_one_that_is_kept(store):
+    """Two are to be kept: with 4 damaged, they are 2 and 6."""
+    for step in (2, 4):
+        save(store, step, attempt=1)
+    damage(store, f"checkpoints/{4:08d}/000001/state.safetensors", "one bit")
+    assert_found(store, 2)
+    save(store, 6, attempt=2, keep=2)
+    damage(store, f"checkpoints/{6:08d}/000002/state.safetensors", "one bit")
+    assert checkpoint.newest(store) is not None
+
+
+class LossyStore(LocalStore):
+    """A folder that loses the end of each file without a word."""
+
+    def write(self, key, data):
+        super().write(key, data[:-1])
+
+
+def test_nothing_is_deleted_before_a_newer_one_is_verified(folder):
+    save(folder, 2, keep=1)
+    save(LossyStore(folder.uri), 4, keep=1)
+    assert_found(folder, 2)
+
+
+# Attempts
+
+
+def test_attempts_are_numbered_and_say_what_they_are(store):
+    assert [begin_attempt(store, {"step": step, "workers": 2}) for step in (0, 40)] == [1, 2]
+    assert checkpoint.latest_attempt(store) == 2
+    record = json.loads(store.read("attempts/000002.json"))
+    assert record.pop("started") > 1.7e9
+    assert record == {"attempt": 2, "step": 40, "workers": 2}
+
+
+def test_attempts_that_begin_at_once_get_different_numbers(store):
+    count = 6
+    together = threading.Barrier(count)
+
+    def begin(_):
+        together.wait(30)
+        return begin_attempt(store, {"step": 0})
+
+    with ThreadPoolExecutor(count) as threads:
+        assert sorted(threads.map(begin, range(count))) == list(range(1, count + 1))
+
+
+def test_an_older_attempt_is_fenced_out(store, caplog):
+    old = begin_attempt(store, {})
+    save(store, 2, attempt=old)
+    new = begin_attempt(store, {})
+    reports = []
+    writer = save(store, 4, attempt=old, keep=1, report=lambda *report: reports.append(report))
+    assert isinstance(writer.error, StorageError)
+    assert f"attempt {new} has taken over" in str(writer.error)
+    assert [(step, error) for step, _, error in reports] == [(4, writer.error)]
+    assert "step 4" in caplog.text
+    assert checkpoint.steps(store) == [2]
+    assert_found(store, 2, old)
+    save(store, 3, attempt=new)
+    assert files(store) == of(2, old) | of(3, new)  # what the old one wrote in vain is gone
+
+
+def test_an_attempt_that_is_overtaken_while_it_writes_does_not_commit(store):
+    writer = CheckpointWriter(store, begin_attempt(store, {}), 1, META)
+    writer.save(2, tensors(2))
+    writer.save(4, tensors(4), before_commit=lambda: begin_attempt(store, {}))
+    writer.wait()
+    assert isinstance(writer.error, StorageError)
+    assert checkpoint.steps(store) == [2]
+    assert_found(store, 2)
+
+
+def test_two_attempts_that_overlap_do_not_mix_their_files(store):
+    """The new one has saved a step, and the old one, still dying, writes its own files of the same step."""
+    old, new = begin_attempt(store, {}), begin_attempt(store, {})
+    save(store, 4, attempt=new)
+    late = CheckpointWriter(store, old, 1, META)
+    late.save(4, tensors(5))
+    late.wait()
+    assert late.error is not None
+    assert_found(store, 4, new)
+
+
+# Storage that refuses
+
+
+@pytest.fixture
+def refusing(tmp_path):
+    """A run in a folder that cannot be written to until the file in its place is gone."""
+    (tmp_path / "run").mkdir()
+    obstacle = tmp_path / "run" / "checkpoints"
+    obstacle.write_text("in the way")
+    return LocalStore(str(tmp_path / "run")), obstacle
+
+
+def test_training_goes_on_when_storage_refuses(refusing, caplog):
+    store, obstacle = refusing
+    reports = []
+    writer = CheckpointWriter(store, 1, 9, META, report=lambda *report: reports.append(report))
+    writer.save(2, tensors(2))
+    writer.wait()
+    assert isinstance(writer.error, OSError)
+    assert "step 2 could not be saved" in caplog.text
+
+    obstacle.unlink()
+    writer.save(4, tensors(4))
+    writer.wait()
+    assert writer.error is None
+    assert [(step, error is None) for step, _, error in reports] == [(2, False), (4, True)]
+    assert_found(store, 4)
+
+
+def test_a_bucket_that_is_gone_is_an_error_that_training_survives(s3, caplog):
+    reports = []
+    store = open_store("s3://no-such-bucket/run")
+    writer = save(store, 2, report=lambda *report: reports.append(report))
+    assert isinstance(writer.error, UserError)
+    assert "no-such-bucket" in str(writer.error)
+    assert [(step, error) for step, _, error in reports] == [(2, writer.error)]
+    assert "no-such-bucket" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_no_error_of_the_writing_thread_is_lost(folder):
+    """Else a run would end as if its last state were saved."""
+
+    def fail():
+        raise RuntimeError("not foreseen")
+
+    reports = []
+    writer = CheckpointWriter(folder, 1, 9, META, report=lambda *report: reports.append(report))
+    writer.save(2, tensors(2), before_commit=fail)
+    writer.wait()
+    assert checkpoint.steps(folder) == []
+    assert "not foreseen" in str(writer.error)
+    assert len(reports) == 1

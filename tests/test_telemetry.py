@@ -1,0 +1,310 @@
+"""TensorBoard events as TensorBoard itself reads them, over restarts, and the Prometheus endpoint over HTTP.
+
+Reference: TensorBoard's own event accumulators and prometheus_client's parser.
+Run: pytest tests/test_telemetry.py
+"""
+
+import io
+import logging
+import socket
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import PIL.Image
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from services import HOST, free_ports
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from autopainter.errors import StorageError
+from autopainter.storage import LocalStore, open_store
+from autopainter.telemetry.events import EventWriter
+from autopainter.telemetry.metrics import Metrics
+
+NEVER = 1e6
+
+
+def until(condition):
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# TensorBoard
+
+
+@pytest.fixture(params=["folder", "s3"])
+def run(request, tmp_path):
+    """The empty store of a run."""
+    if request.param == "folder":
+        return open_store(str(tmp_path / "run"))
+    return open_store(request.getfixturevalue("runs_uri"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return LocalStore(str(tmp_path / "run"))
+
+
+def attempt(run, start_step, steps, value, pictures=()):
+    """One start of a run that shows ``value`` at some steps; no two of them begin in the same second.
+
+    TensorBoard reads the files in the order of their names, which begin with the second that they were made in.
+    """
+    until(lambda second=int(time.time()): time.time() >= second + 1)
+    writer = EventWriter(run, start_step, NEVER)
+    for step in steps:
+        writer.scalars({"generator/loss": value + step, "progress/images": 8 * step}, step)
+        if step in pictures:
+            writer.picture("validation", np.full((4, 6, 3), value, np.uint8), step)
+    writer.close()
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Reads a run's events as TensorBoard does."""
+
+    def load(run):
+        copies = tmp_path / "copies"
+        copies.mkdir()
+        for entry in run.list("events/"):
+            (copies / entry.key.removeprefix("events/")).write_bytes(run.read(entry.key))
+        return EventAccumulator(str(copies), size_guidance={"scalars": 0, "images": 0}).Reload()
+
+    return load
+
+
+def curve(events, tag="generator/loss"):
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_scalars_and_pictures_are_read_back(run, read):
+    writer = EventWriter(run, 0, NEVER)
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    for step in (10, 20):
+        writer.scalars({"generator/loss": step / 4, "discriminator/loss": 0.5}, step)
+    writer.picture("validation", picture, 20)
+    writer.close()
+    assert all("tfevents" in entry.key for entry in run.list("events/"))
+    events = read(run)
+    assert curve(events) == [(10, 2.5), (20, 5.0)]
+    assert curve(events, "discriminator/loss") == [(10, 0.5), (20, 0.5)]
+    (image,) = events.Images("validation")
+    assert image.step == 20
+    assert (np.asarray(PIL.Image.open(io.BytesIO(image.encoded_image_string))) == picture).all()
+
+
+@pytest.mark.parametrize("saved", [0, 4, 6], ids="killed at step 6, last saved at {}".format)
+def test_a_resumed_run_shows_each_step_once(folder, read, saved):
+    """What the first attempt showed beyond the checkpoint that the second one began with is replaced."""
+    attempt(folder, 0, range(1, 7), value=100, pictures=(2, 4, 6))
+    attempt(folder, saved, range(saved + 1, 9), value=200, pictures=(2, 4, 6, 8))
+    expected = {step: 100 if step <= saved else 200 for step in range(1, 9)}
+    events = read(folder)
+    assert curve(events) == [(step, value + step) for step, value in expected.items()]
+    assert curve(events, "progress/images") == [(step, 8 * step) for step in expected]
+    pictures = [
+        (image.step, np.asarray(PIL.Image.open(io.BytesIO(image.encoded_image_string))).mean())
+        for image in events.Images("validation")
+    ]
+    assert pictures == [(step, expected[step]) for step in (2, 4, 6, 8)]
+
+
+def test_three_attempts_give_one_curve(folder, read):
+    attempt(folder, 0, range(1, 6), value=100)
+    attempt(folder, 4, range(5, 9), value=200)
+    attempt(folder, 2, range(3, 7), value=300)  # the checkpoints of 3 and later turned out to be damaged
+    assert curve(read(folder)) == [(1, 101), (2, 102), (3, 303), (4, 304), (5, 305), (6, 306)]
+
+
+def test_events_are_uploaded_on_the_timer(run):
+    writer = EventWriter(run, 0, 0.05)
+    writer.scalars({"generator/loss": 1.0}, 1)
+    until(lambda: run.list("events/"))
+    ((key, size),) = [(entry.key, entry.bytes) for entry in run.list("events/")]
+    writer.scalars({"generator/loss": 1.0}, 2)
+    until(lambda: run.size(key) > size)
+    writer.close()
+    assert len(run.list("events/")) == 1
+
+
+def test_upload_sends_what_was_recorded_until_then_and_only_what_is_new(folder, read):
+    writer = EventWriter(folder, 0, NEVER)
+    writer.scalars({"generator/loss": 1.0}, 1)
+    assert folder.list("events/") == []
+    writer.upload()
+    (path,) = (folder.root / "events").iterdir()
+    assert curve(read(folder)) == [(1, 1.0)]
+    before = path.stat()
+    writer.upload()
+    assert path.stat().st_ino == before.st_ino  # each upload of a file makes a new one
+    writer.close()
+
+
+def test_close_leaves_nothing_behind(folder, tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    threads = set(threading.enumerate())
+    writer = EventWriter(folder, 0, NEVER)
+    writer.scalars({"generator/loss": 1.0}, 1)
+    assert list(scratch.iterdir())
+    writer.close()
+    assert not list(scratch.iterdir())
+    until(lambda: set(threading.enumerate()) <= threads)
+
+
+def test_events_that_cannot_be_uploaded_are_a_warning(s3, caplog):
+    writer = EventWriter(open_store("s3://no-such-bucket/run"), 0, NEVER)
+    writer.scalars({"generator/loss": 1.0}, 1)
+    writer.upload()
+    writer.close()
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings
+    assert all("no-such-bucket" in record.getMessage() for record in warnings)
+
+
+class FailingStore(LocalStore):
+    """A folder in front of which an S3 server fails now and then."""
+
+    failures = 1
+
+    def write(self, key, data):
+        if self.failures:
+            self.failures -= 1
+            raise StorageError("503 SlowDown")
+        super().write(key, data)
+
+
+def test_an_upload_that_failed_is_made_up_for(tmp_path, read, caplog):
+    run = FailingStore(str(tmp_path / "run"))
+    writer = EventWriter(run, 0, NEVER)
+    writer.scalars({"generator/loss": 1.0}, 1)
+    writer.upload()
+    assert "503 SlowDown" in caplog.text
+    assert run.list("events/") == []
+    writer.upload()
+    assert curve(read(run)) == [(1, 1.0)]
+    writer.close()
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_warning(folder, caplog):
+    """Else a full disk or a wrong owner, which training survives, ends it: saving a checkpoint uploads the events."""
+    folder.root.mkdir()
+    (folder.root / "events").write_text("in the way")
+    writer = EventWriter(folder, 0, NEVER)
+    writer.scalars({"generator/loss": 1.0}, 1)
+    writer.upload()
+    assert "could not be uploaded" in caplog.text
+    writer.close()
+
+
+# Prometheus
+
+
+def fetch(port):
+    """The samples that the endpoint serves: (name, labels) -> value."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://{HOST}:{port}/metrics", timeout=10) as response:
+        text = response.read().decode()
+    samples = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation
+        for sample in family.samples:
+            if not sample.name.endswith("_created"):
+                assert sample.labels.pop("run") == "minions"
+                samples[sample.name, *sample.labels.values()] = sample.value
+    return samples
+
+
+@pytest.fixture
+def endpoint():
+    """A port, and the metrics that it serves."""
+    (port,) = free_ports(1)
+    metrics = Metrics("minions", port)
+    yield port, metrics
+    metrics.close()
+
+
+def test_the_endpoint_serves_what_was_measured(endpoint):
+    port, metrics = endpoint
+    before = time.time()
+    metrics.logged(40, {"generator/loss": 2.5, "discriminator/loss": 0.5}, 12.25)
+    metrics.images.inc(320)
+    metrics.images.inc(16)
+    metrics.data_wait.inc(0.5)
+    metrics.bytes_read.inc(1 << 20)
+    metrics.checkpointed(38, 1.5, None)
+    samples = fetch(port)
+    times = [samples.pop((f"autopainter_last_{what}_timestamp_seconds",)) for what in ("step", "checkpoint")]
+    assert all(before <= moment <= time.time() for moment in times)
+    assert samples == {
+        ("autopainter_loss", "generator/loss"): 2.5,
+        ("autopainter_loss", "discriminator/loss"): 0.5,
+        ("autopainter_step",): 40,
+        ("autopainter_images_total",): 336,
+        ("autopainter_images_per_second",): 12.25,
+        ("autopainter_data_wait_seconds_total",): 0.5,
+        ("autopainter_data_read_bytes_total",): 1 << 20,
+        ("autopainter_checkpoint_step",): 38,
+        ("autopainter_checkpoint_seconds",): 1.5,
+        ("autopainter_checkpoint_failures_total",): 0,
+    }
+
+
+def test_a_failed_checkpoint_is_counted_and_the_last_good_one_stands(endpoint):
+    port, metrics = endpoint
+    metrics.checkpointed(38, 1.5, None)
+    good = fetch(port)
+    metrics.checkpointed(40, 9.0, StorageError("full"))
+    changed = {name: value for name, value in fetch(port).items() if value != good[name]}
+    assert changed == {("autopainter_checkpoint_failures_total",): 1}
+
+
+def test_two_runs_in_one_process_do_not_meet(endpoint):
+    port, metrics = endpoint
+    metrics.step.set(5)
+    other = Metrics("minions", 0)
+    other.step.set(7)
+    assert fetch(port)["autopainter_step",] == 5
+    other.close()
+
+
+def test_a_taken_port_is_a_warning(endpoint, caplog):
+    port, metrics = endpoint
+    second = Metrics("minions", port)
+    assert "telemetry.prometheus_port" in caplog.text
+    assert str(port) in caplog.text
+    second.logged(3, {"generator/loss": 1.0}, 1.0)
+    second.checkpointed(3, 1.0, None)
+    second.close()
+    metrics.step.set(5)
+    assert fetch(port)["autopainter_step",] == 5  # the first one still serves
+
+
+def test_without_a_port_nothing_is_opened():
+    threads = set(threading.enumerate())
+    metrics = Metrics("minions", 0)
+    assert set(threading.enumerate()) == threads
+    metrics.logged(3, {"generator/loss": 1.0}, 1.0)
+    metrics.close()
+
+
+def test_close_frees_the_port():
+    (port,) = free_ports(1)
+    for step in range(2):
+        metrics = Metrics("minions", port)
+        metrics.step.set(step)
+        assert fetch(port)["autopainter_step",] == step
+        metrics.close()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past connections may linger
+        probe.bind((HOST, port))
+    with pytest.raises(urllib.error.URLError):
+        fetch(port)
