@@ -15,7 +15,7 @@ from autopainter.config import Config
 from autopainter.data import manifest as manifests
 from autopainter.data.manifest import Manifest
 from autopainter.data.stream import TrainingStream, validation_batches
-from autopainter.errors import Diverged, UserError
+from autopainter.errors import CorruptData, Diverged, UserError
 from autopainter.evaluate import Score, paint_both
 from autopainter.models import vgg
 from autopainter.sheet import contact_sheet
@@ -25,6 +25,8 @@ from autopainter.telemetry.metrics import Metrics
 from autopainter.trainer import SCALARS, Trainer
 
 log = logging.getLogger(__name__)
+
+_PROBE = "attempts/preflight"
 
 
 def preflight(config: Config, world: int, origin: str) -> None:
@@ -45,8 +47,14 @@ def preflight(config: Config, world: int, origin: str) -> None:
         assert config.loss.vgg_weights is not None
         vgg.load(config.loss.vgg_weights, config.loss.feature_layer, config.loss.vgg_sha256)
     run = storage.open_store(config.run.uri)
-    if saved := checkpoint.steps(run):
-        _check_continues(config, manifest, run, checkpoint.read(run, saved[-1]).meta)
+    for step in reversed(checkpoint.steps(run)):
+        try:
+            _check_continues(config, manifest, run, checkpoint.read(run, step).meta)
+            break
+        except CorruptData:
+            continue  # resuming names it and passes it over
+    run.write(_PROBE, b"")  # a place that cannot be written is found now, not at the first checkpoint
+    run.delete([_PROBE])
 
 
 def train(config: Config, device: torch.device) -> int:
@@ -61,6 +69,7 @@ def train(config: Config, device: torch.device) -> int:
     if device.type == "cpu":
         torch.set_num_threads(config.train.threads or max((os.cpu_count() or 1) // parallel.world(), 1))
     else:
+        torch.cuda.set_device(device)
         # One kind of GPU, one choice of kernels: what a resumed run computes is what the first one computed.
         torch.backends.cudnn.deterministic = True
     manifest = manifests.load(config.data.manifest)

@@ -114,8 +114,11 @@ class LocalStore(Store):
 
     def _write(self, key: str, data: bytes, place: Callable[[Path, Path], None]) -> None:
         target = self.root / key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            raise UserError(f"{self.locate(key)}: cannot be written: {error.strerror}") from None
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:

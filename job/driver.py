@@ -7,13 +7,14 @@ own restarts would leave out the failures that its controller takes for final, a
 
 import logging
 import os
+import socket
 import tempfile
 import time
 from typing import Any
 
 from autopainter import checkpoint, storage
 from autopainter.config import Config
-from autopainter.errors import UserError
+from autopainter.errors import Diverged, UserError
 
 # Read by Ray Train when it is imported: see failures within half a second, keep the working directory.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -33,43 +34,69 @@ log = logging.getLogger(__name__)
 
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
-
-
-def saved_step(config: Config) -> int:
-    """Step of the newest committed checkpoint, 0 if there is none."""
-    return max(checkpoint.steps(storage.open_store(config.run.uri)), default=0)
+_CONNECT_SECONDS = 10.0
 
 
 def run(config: Config) -> int:
     """Train on the Ray cluster of RAY_ADDRESS, on one that runs on this machine, or on one that is started for it.
 
     Returns:
-        Exit code: 0 when the run is finished, 1 when it failed ``cluster.max_failures`` times in a row without a new
-        checkpoint.
+        Exit code: 0 when the run is finished, 1 when it failed more than ``cluster.max_failures`` times in a row
+        without a new checkpoint.
 
     Raises:
-        UserError: the workers found something that only the user can mend.
+        UserError: the cluster cannot be reached, or the workers found something that only the user can mend.
+        Diverged: a loss is no longer a number.
     """
-    if saved_step(config) >= config.train.steps:
-        log.info("run %s is finished: %d steps done", config.run.uri, saved_step(config))
+    if _is_finished(config):
+        log.info("run %s is finished: %d steps done", config.run.uri, _saved_step(config))
         return 0
-    ray.init(ignore_reinit_error=True, logging_level=logging.WARNING)
+    _connect(config)
     failures = 0
     while True:
-        before = saved_step(config)
+        before = _saved_step(config)
         try:
             _fit(config)
             return 0
         except (ray.train.TrainingFailedError, ray.exceptions.RayError, OSError) as error:
-            _raise_user_error(error)
-            failures = failures + 1 if saved_step(config) == before else 0
+            _raise_final(error)
+            failures = failures + 1 if _saved_step(config) == before else 0
             log.warning("the worker group failed: %s", _cause(error))
             if failures > config.cluster.max_failures:
                 log.error("giving up: %d failures in a row without a new checkpoint", failures)
                 return 1
             wait = min(_FIRST_WAIT_SECONDS * 2**failures, _LONGEST_WAIT_SECONDS)
-            log.warning("starting again in %.0f s from the newest checkpoint (step %d)", wait, saved_step(config))
+            log.warning("starting again in %.0f s from the newest checkpoint (step %d)", wait, _saved_step(config))
             time.sleep(wait)
+
+
+def _saved_step(config: Config) -> int:
+    """Step of the newest committed checkpoint, 0 if there is none."""
+    return max(checkpoint.steps(storage.open_store(config.run.uri)), default=0)
+
+
+def _is_finished(config: Config) -> bool:
+    """Whether the last checkpoint is there and undamaged."""
+    if _saved_step(config) < config.train.steps:
+        return False
+    newest = checkpoint.newest(storage.open_store(config.run.uri))
+    return newest is not None and newest[0].step >= config.train.steps
+
+
+def _connect(config: Config) -> None:
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, colon, port = address.rpartition(":")
+    try:
+        if colon and port.isdigit() and "/" not in host:
+            # Ray itself tries for minutes before it says that nobody is there.
+            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        ray.init(logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"RAY_ADDRESS: no Ray cluster answers at {address or 'this machine'}: {reason}") from None
+    needed, there = config.cluster.workers * config.cluster.cpus_per_worker, ray.cluster_resources().get("CPU", 0)
+    if needed > there:
+        log.warning("the run needs %g CPU cores and the cluster has %g: waiting until it has more", needed, there)
 
 
 def _fit(config: Config) -> None:
@@ -95,11 +122,11 @@ def _failures(error: BaseException) -> dict[int, Any]:
     return dict(getattr(error, "worker_failures", {}))
 
 
-def _raise_user_error(error: BaseException) -> None:
-    """Raise the ``UserError`` behind a failure of the group, if there is one: another start would not help."""
+def _raise_final(error: BaseException) -> None:
+    """Raise what is behind a failure of the group if another start would only meet it again."""
     for failure in _failures(error).values():
-        if isinstance(failure, UserError):
-            raise UserError(str(failure)) from None
+        if isinstance(failure, UserError | Diverged):
+            raise type(failure)(str(failure)) from None
 
 
 def _cause(error: BaseException) -> str:

@@ -57,7 +57,8 @@ def attempt(run, start_step, steps, value, pictures=()):
 
     TensorBoard reads the files in the order of their names, which begin with the second that they were made in.
     """
-    until(lambda second=int(time.time()): time.time() >= second + 1)
+    seconds = [int(entry.key.split("tfevents.")[1].split(".")[0]) for entry in run.list("events/")]
+    until(lambda: int(time.time()) > max(seconds, default=0))
     writer = EventWriter(run, start_step, NEVER)
     for step in steps:
         writer.scalars({"generator/loss": value + step, "progress/images": 8 * step}, step)
