@@ -34,6 +34,9 @@ RETRY_SECONDS = float(os.environ.get("AUTOPAINTER_STORAGE_RETRY_SECONDS", "60"))
 MULTIPART_BYTES = 16 << 20
 """Objects larger than this are uploaded in parts, in parallel."""
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # it can only be read by setting it
+
 _DELETE_KEYS = 1000  # what one request of S3 can delete
 
 T = TypeVar("T")
@@ -122,6 +125,7 @@ class LocalStore(Store):
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
+                os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # mkstemp's 0600 would hide it from other users
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -155,6 +159,10 @@ class LocalStore(Store):
             if key.startswith(prefix) and not path.name.startswith(".tmp-") and path.is_file():
                 found.append(StoredObject(key, path.stat().st_size))
         return sorted(found, key=lambda entry: entry.key)
+
+    def size(self, key: str) -> int | None:
+        path = self.root / key
+        return path.stat().st_size if path.is_file() else None
 
     def delete(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -324,7 +332,7 @@ def open_store(uri: str) -> Store:
     """
     if uri.startswith("s3://"):
         return S3Store(uri)
-    if "://" in uri:
+    if not uri or "://" in uri:
         raise UserError(f"{uri!r}: unknown kind of storage; use a folder or s3://BUCKET/PREFIX")
     return LocalStore(uri)
 

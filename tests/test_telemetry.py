@@ -4,6 +4,7 @@ Reference: TensorBoard's own event accumulators and prometheus_client's parser.
 Run: pytest tests/test_telemetry.py
 """
 
+import errno
 import io
 import logging
 import socket
@@ -20,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from services import HOST, free_ports
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from autopainter.errors import StorageError
+from autopainter.errors import StorageError, UserError
 from autopainter.storage import LocalStore, open_store
 from autopainter.telemetry.events import EventWriter
 from autopainter.telemetry.metrics import Metrics
@@ -172,23 +173,30 @@ def test_events_that_cannot_be_uploaded_are_a_warning(s3, caplog):
 
 
 class FailingStore(LocalStore):
-    """A folder in front of which an S3 server fails now and then."""
+    """A folder whose first write fails."""
 
-    failures = 1
+    error = None
 
     def write(self, key, data):
-        if self.failures:
-            self.failures -= 1
-            raise StorageError("503 SlowDown")
+        if self.error:
+            error, self.error = self.error, None
+            raise error
         super().write(key, data)
 
 
-def test_an_upload_that_failed_is_made_up_for(tmp_path, read, caplog):
+@pytest.mark.parametrize(
+    "error",
+    [StorageError("503 SlowDown"), UserError("refused"), OSError(errno.ENOSPC, "No space left on device")],
+    ids=["server", "user", "full-disk"],
+)
+def test_an_upload_that_failed_is_a_warning_and_made_up_for(tmp_path, read, caplog, error):
+    """Saving a checkpoint uploads the events: what fails here would end a run or cost it a checkpoint."""
     run = FailingStore(str(tmp_path / "run"))
+    run.error = error
     writer = EventWriter(run, 0, NEVER)
     writer.scalars({"generator/loss": 1.0}, 1)
     writer.upload()
-    assert "503 SlowDown" in caplog.text
+    assert str(error) in caplog.text
     assert run.list("events/") == []
     writer.upload()
     assert curve(read(run)) == [(1, 1.0)]
@@ -196,7 +204,6 @@ def test_an_upload_that_failed_is_made_up_for(tmp_path, read, caplog):
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_warning(folder, caplog):
-    """Else a full disk or a wrong owner, which training survives, ends it: saving a checkpoint uploads the events."""
     folder.root.mkdir()
     (folder.root / "events").write_text("in the way")
     writer = EventWriter(folder, 0, NEVER)

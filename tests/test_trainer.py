@@ -223,6 +223,15 @@ def test_the_average_follows_the_generator(make, decay, step, expected):
         assert after[average].data_ptr() != after[name].data_ptr()
 
 
+def test_the_average_has_the_statistics_of_the_generator(make):
+    """Those of batch norm are moving averages themselves."""
+    trainer = make("model.norm=batch")
+    run(trainer, range(2))
+    buffers = dict(trainer.generator.named_buffers())
+    assert any(buffer.any() for buffer in buffers.values())
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in trainer.average.named_buffers())
+
+
 # Gradients in one buffer
 
 
