@@ -1,0 +1,355 @@
+"""The stream from a real S3 server: the same samples for any workers, threads and start, and what faults it names.
+
+The data set is the ``dataset`` of conftest.py: several small shards with uneven chunks. Run: pytest tests/test_stream.py
+"""
+
+import itertools
+import threading
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from autopainter import cli, seeding, storage
+from autopainter.data import hints, manifest, pack, samples, sources, stream
+from autopainter.data.stream import TrainingStream, validation_batches
+from autopainter.errors import CorruptData, StorageError, UserError
+from autopainter.seeding import Use
+
+FIELDS = ("sketch", "color", "hint", "dropout")
+
+
+def changed(config, **sections):
+    """A configuration with fields replaced: data={"flip": False}."""
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=fields) for name, fields in sections.items()}
+    )
+
+
+def batches(data, config, steps, start=0, rank=0, world=1):
+    """Some steps of one worker."""
+    running = TrainingStream(data, config, rank, world, start)
+    try:
+        return list(itertools.islice(running, steps))
+    finally:
+        running.close()
+
+
+def union(parts):
+    """The global batch out of the workers' batches of one step: worker r has positions r, r + W, ..."""
+    world, share = len(parts), len(parts[0].keys)
+    keys = [parts[rank].keys[row] for row in range(share) for rank in range(world)]
+    whole = {name: torch.stack([getattr(part, name) for part in parts], dim=1).flatten(0, 1) for name in FIELDS}
+    return stream.Batch(parts[0].step, keys, **whole)
+
+
+def assert_same(one, other):
+    assert (one.step, one.keys) == (other.step, other.keys)
+    for name in FIELDS:
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.fixture
+def data(dataset):
+    return manifest.load(dataset)
+
+
+@pytest.fixture
+def copied(dataset, s3_uri):
+    """The data set again, to be damaged: (manifest, store)."""
+    source, store = storage.open_store(storage.split(dataset)[0]), storage.open_store(s3_uri)
+    for entry in source.list():
+        store.write(entry.key, source.read(entry.key))
+    return manifest.load(f"{s3_uri}/manifest.json"), store
+
+
+@pytest.fixture
+def tiny(pictures, tmp_path):
+    """Manifest of a data set that is smaller than a batch."""
+    options = pack.PackOptions(limit=6, shard_samples=16, validation=0.5)
+    pack.pack(sources.ColorImages(str(pictures), size=48), str(tmp_path / "tiny"), options, workers=1)
+    return manifest.load(str(tmp_path / "tiny" / "manifest.json"))
+
+
+def train_samples(data):
+    return [sample.key for shard in data.split("train") for sample in shard.samples]
+
+
+def test_the_fixture_is_uneven(data):
+    """What the tests below stand on: several shards, a short chunk, and steps that cross the epoch's end."""
+    shards = data.split("train")
+    sizes = {chunk.samples for shard in shards for chunk in shard.chunks}
+    assert len(shards) > 2
+    assert len(sizes) > 1
+    assert len(train_samples(data)) % 8
+
+
+def test_the_shapes_of_a_batch(data, small):
+    (batch,) = batches(data, small, 1, start=3)
+    assert batch.step == 3
+    assert batch.sketch.shape == (8, 1, 32, 32)
+    assert batch.color.shape == (8, 3, 32, 32)
+    assert batch.hint.shape == (8, 4, 32, 32)
+    assert {getattr(batch, name).dtype for name in FIELDS[:3]} == {torch.uint8}
+    assert batch.dropout.dtype == torch.int64
+    assert len(set(batch.dropout.tolist())) == 8
+    part = batch.part(slice(2, 5))
+    assert part.keys == batch.keys[2:5]
+    assert all(torch.equal(getattr(part, name), getattr(batch, name)[2:5]) for name in FIELDS)
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_any_number_of_workers_gets_the_same_global_batches(data, small, world):
+    steps = 2 * len(train_samples(data)) // 8 + 2  # over two epoch seams
+    alone = batches(data, small, steps)
+    together = [batches(data, small, steps, rank=rank, world=world) for rank in range(world)]
+    for one, *parts in zip(alone, *together, strict=True):
+        assert_same(one, union(parts))
+
+
+def test_each_epoch_holds_every_sample_once(data, small):
+    count = len(train_samples(data))
+    keys = [key for batch in batches(data, small, 3 * count // 8 + 1) for key in batch.keys]
+    epochs = [keys[count * number : count * (number + 1)] for number in range(3)]
+    for epoch in epochs:
+        assert Counter(epoch) == Counter(train_samples(data))
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_any_step_is_reached_at_once(data, small):
+    seam = len(train_samples(data)) // 8
+    whole = batches(data, small, seam + 4)
+    for start in (1, seam - 1, seam, seam + 1):
+        for resumed, expected in zip(batches(data, small, 3, start=start), whole[start : start + 3], strict=True):
+            assert_same(resumed, expected)
+    far = 10**9
+    (alone,) = batches(data, small, 1, start=far)
+    assert_same(alone, union([batches(data, small, 1, far, rank, 2)[0] for rank in range(2)]))
+
+
+@pytest.mark.parametrize("threads", [(1, 1, 1), (1, 4, 3), (8, 1, 16), (16, 8, 5)])
+def test_no_number_of_threads_changes_a_batch(data, small, threads):
+    fetch, decode, prefetch = threads
+    other = changed(small, data={"fetch_threads": fetch, "decode_threads": decode, "prefetch_batches": prefetch})
+    for one, two in zip(batches(data, small, 14), batches(data, other, 14), strict=True):
+        assert_same(one, two)
+
+
+@pytest.mark.parametrize("change", [{"train": {"seed": 1}}, {"data": {"lanes": 3}}, {"data": {"block_chunks": 1}}])
+def test_what_is_part_of_the_order_changes_it(data, small, change):
+    before, after = batches(data, small, 5), batches(data, changed(small, **change), 5)
+    assert [batch.keys for batch in before] != [batch.keys for batch in after]
+
+
+def test_a_batch_is_made_as_the_configuration_says(data, small):
+    """Each sample from the shard's bytes by the functions of ``samples``, seeded by its global position."""
+    plain = {}
+    store = storage.open_store(data.uri)
+    for shard in data.split("train"):
+        tar = store.read(shard.key)
+        for sample in shard.samples:
+            files = (tar[offset : offset + length] for offset, length in (sample.color, sample.sketch))
+            plain[sample.key] = samples.decode(*files, sample.key)
+    for batch in batches(data, small, 2, start=11):
+        for row, key in enumerate(batch.keys):
+            position = batch.step * 8 + row
+            color, sketch = samples.augment(*plain[key], small, seeding.generator(0, Use.AUGMENT, position))
+            hint = hints.draw(color, sketch, small.hints, seeding.generator(0, Use.HINTS, position))
+            for name, expected in (("color", color), ("sketch", sketch[..., None]), ("hint", hint)):
+                assert (getattr(batch, name)[row].numpy() == expected.transpose(2, 0, 1)).all()
+            assert batch.dropout[row].item() % 2**64 == seeding.key(0, Use.DROPOUT, position)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_data_set_smaller_than_a_batch(tiny, small, world):
+    names = train_samples(tiny)
+    assert 1 <= len(names) < 8
+    parts = [batches(tiny, small, 4, rank=rank, world=world) for rank in range(world)]
+    keys = [key for step in zip(*parts, strict=True) for key in union(step).keys]
+    for first in range(0, len(keys) - len(names), len(names)):
+        assert sorted(keys[first : first + len(names)]) == sorted(names)
+    for one, *others in zip(batches(tiny, small, 4), *parts, strict=True):
+        assert_same(one, union(others))
+
+
+def test_each_chunk_is_fetched_once_an_epoch_and_then_let_go(data, small):
+    config = changed(small, train={"global_batch": 1}, data={"lanes": 2, "block_chunks": 1, "prefetch_batches": 1})
+    running = TrainingStream(data, config, 0, 1, 0)
+    needed = sum(chunk.stop - chunk.start for _, chunk in running.split.chunks)
+    held = 0
+    for epoch in range(1, 4):
+        for _ in train_samples(data):
+            next(running)
+            held = max(held, len(running._chunks))
+        assert running.split.bytes_read == epoch * needed
+        assert not running._chunks
+    assert 0 < held <= 2  # lanes * block_chunks
+    assert set(running._uses_left) <= {1, 2}  # nothing is kept of older epochs
+    running.close()
+    assert needed < sum(shard.bytes for shard in data.split("train"))  # without the ends of the archives
+
+
+def test_a_late_start_fetches_only_what_is_left_of_the_epoch(data, small):
+    config = changed(small, data={"prefetch_batches": 1})
+    seam = len(train_samples(data)) // 8
+    running = TrainingStream(data, config, 0, 1, seam - 1)
+    next(running)
+    order = stream.training_order(running.split, config)
+    wanted = set(order.epoch(0)[1][(seam - 1) * 8 : seam * 8].tolist())
+    chunks = [running.split.chunks[index][1] for index in wanted]
+    assert running.split.bytes_read == sum(chunk.stop - chunk.start for chunk in chunks)
+    running.close()
+
+
+# Faults
+
+
+def test_a_flipped_byte_is_named_with_its_place_and_checksums(copied, small):
+    data, store = copied
+    shard = data.split("train")[1]
+    chunk = shard.chunks[1]
+    tar = bytearray(store.read(shard.key))
+    tar[shard.samples[chunk.first].color[0] + 100] ^= 4
+    store.write(shard.key, bytes(tar))
+    with pytest.raises(CorruptData) as caught:
+        batches(data, small, 20)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert store.locate(shard.key) in message
+    assert f"bytes {chunk.start} to {chunk.stop}" in message
+    actual = stream.zlib.crc32(bytes(tar[chunk.start : chunk.stop]))
+    assert f"{actual:08x}" in message
+    assert f"{chunk.crc32:08x}" in message
+
+
+def test_a_shard_that_was_cut_off_is_corrupt_data(copied, small):
+    data, store = copied
+    shard = data.split("train")[0]
+    store.write(shard.key, store.read(shard.key)[: shard.chunks[0].stop])  # all of the second chunk is missing
+    with pytest.raises(CorruptData) as caught:
+        batches(data, small, 20)
+    assert store.locate(shard.key) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_deleted_shard_is_named_and_is_no_crash(copied, tmp_path, small, place, capsys):
+    data, store = copied
+    if place == "local":
+        folder = storage.open_store(str(tmp_path / "data"))
+        for entry in store.list():
+            folder.write(entry.key, store.read(entry.key))
+        data, store = manifest.load(f"{folder.uri}/manifest.json"), folder
+    shard = data.split("train")[1]
+    store.delete([shard.key])
+    # As a command: one line and an exit code, not a traceback.
+    assert cli.exit_code_of(lambda: batches(data, small, 20), "autopainter") in (1, 2)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert store.locate(shard.key) in error
+
+
+def test_a_chunk_that_is_no_pair_of_images_names_its_sample(copied, small):
+    """The checksums fit, so the shard was packed so."""
+    data, store = copied
+    shard = data.split("train")[0]
+    sample = shard.samples[3]
+    tar = bytearray(store.read(shard.key))
+    tar[sample.sketch[0] : sample.sketch[0] + 8] = b"no image"
+    store.write(shard.key, bytes(tar))
+    splits = dict(data.splits)
+    chunk = shard.chunks[0]
+    sealed = stream.zlib.crc32(bytes(tar[chunk.start : chunk.stop]))
+    chunks = (manifest.Chunk(chunk.first, chunk.samples, chunk.start, chunk.stop, sealed), *shard.chunks[1:])
+    splits["train"] = (
+        manifest.Shard(shard.key, shard.bytes, shard.sha256, shard.samples, chunks),
+        *splits["train"][1:],
+    )
+    store.write("manifest.json", manifest.encode(data.info, splits))
+    with pytest.raises(CorruptData) as caught:
+        batches(manifest.load(f"{store.uri}/manifest.json"), small, 20)
+    assert f"{store.locate(shard.key)}: sample {sample.key}" in str(caught.value)
+
+
+def test_a_fault_is_met_again_by_the_next_call(copied, small):
+    """No step is passed over: a stream that failed does not go on with the batch after."""
+    data, store = copied
+    for shard in data.split("train"):
+        tar = store.read(shard.key)
+        store.write(shard.key, bytes(len(tar)))
+    running = TrainingStream(data, small, 0, 1, 0)
+    for _ in range(5):
+        with pytest.raises((StorageError, StopIteration)):
+            next(running)
+    running.close()
+
+
+def test_close_ends_the_threads(data, small):
+    before = set(threading.enumerate())
+    running = TrainingStream(data, changed(small, data={"prefetch_batches": 8}), 0, 1, 0)
+    next(running)
+    started = set(threading.enumerate()) - before
+    assert {thread.name.split("_")[0] for thread in started} == {"fetch", "decode"}
+    running.close()
+    for thread in started:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in started)
+    with pytest.raises(RuntimeError):
+        for _ in range(9):
+            next(running)
+
+
+def test_a_data_set_without_a_split_is_refused(data, small):
+    empty = manifest.Manifest(data.info, {"train": data.split("train"), "validation": ()}, data.uri, data.id)
+    with pytest.raises(UserError, match="validation"):
+        next(validation_batches(empty, small, 4))
+    with pytest.raises(UserError, match="train"):
+        TrainingStream(manifest.Manifest(data.info, {}, data.uri, data.id), small, 0, 1, 0)
+
+
+# Validation
+
+
+def joined(parts):
+    """Batches of validation as one."""
+    return stream.Batch(
+        0,
+        [key for part in parts for key in part.keys],
+        *(torch.cat([getattr(part, name) for part in parts]) for name in FIELDS),
+    )
+
+
+def test_validation_is_the_split_in_its_order_as_it_is(data, small):
+    store = storage.open_store(data.uri)
+    batch = joined(list(validation_batches(data, small, 4)))
+    row = 0
+    for shard in data.split("validation"):
+        tar = store.read(shard.key)
+        for sample in shard.samples:
+            offset, length = sample.color
+            color = cv2.imdecode(np.frombuffer(tar[offset : offset + length], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+            color = cv2.resize(np.ascontiguousarray(color), (32, 32), interpolation=cv2.INTER_AREA)
+            assert batch.keys[row] == sample.key
+            assert (batch.color[row].numpy() == color.transpose(2, 0, 1)).all()
+            row += 1
+    assert row == len(batch.keys) > 3
+    assert batch.hint[:, 3].flatten(1).any(dim=1).float().mean() > 0.5  # nearly always hinted
+    assert not set(batch.keys) & set(train_samples(data))
+
+
+def test_validation_is_the_same_at_every_call_and_in_any_batches(data, small):
+    whole = joined(list(validation_batches(data, small, 4)))
+    other = changed(small, train={"seed": 5}, hints={"unhinted": 1.0}, data={"fetch_threads": 1, "flip": False})
+    for config, size in ((small, 4), (small, 1), (small, 100), (other, 3)):
+        parts = list(validation_batches(data, config, size))
+        assert all(len(part.keys) == size for part in parts[:-1])
+        assert_same(joined(parts), whole)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 5, 10**6])
+def test_validation_stops_at_its_limit(data, small, limit):
+    whole = joined(list(validation_batches(data, small, 4)))
+    some = joined(list(validation_batches(data, small, 4, limit)))
+    assert_same(some, whole.part(slice(0, limit)))
