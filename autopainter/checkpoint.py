@@ -17,6 +17,7 @@ import logging
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,7 @@ def begin_attempt(run: Store, info: Mapping[str, Any]) -> int:
     """Take the next attempt number; from then on checkpoints of earlier attempts are refused."""
     while True:
         number = latest_attempt(run) + 1
-        record = json.dumps({"attempt": number, "started": time.time(), **info}).encode()
+        record = json.dumps({"attempt": number, "id": uuid.uuid4().hex, "started": time.time(), **info}).encode()
         if run.create(f"attempts/{number:06d}.json", record):
             return number
 
@@ -79,6 +80,12 @@ def steps(run: Store) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
+def _encode(document: dict[str, Any]) -> bytes:
+    """A commit's bytes: the document and a checksum of its own."""
+    body = json.dumps(document, indent=1)
+    return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "commit": document}, indent=1).encode()
+
+
 def read(run: Store, step: int) -> Checkpoint:
     """Read a commit.
 
@@ -88,8 +95,11 @@ def read(run: Store, step: int) -> Checkpoint:
     """
     key = _commit_key(step)
     try:
-        document = json.loads(run.read(key))
-        if document["format"] != FORMAT or document["version"] != VERSION:
+        data = run.read(key)
+        document = json.loads(data)["commit"]
+        if _encode(document) != data or document["step"] != step:
+            raise ValueError("its checksum is wrong")
+        if (document["format"], document["version"]) != (FORMAT, VERSION):
             raise UserError(
                 f"{run.locate(key)}: format {document['format']} {document['version']},"
                 f" but this program reads {FORMAT} {VERSION}"
@@ -113,7 +123,11 @@ def load_state(run: Store, checkpoint: Checkpoint) -> Tensors:
 
 
 def _load_file(run: Store, checkpoint: Checkpoint, name: str) -> Tensors:
-    entry = checkpoint.files[name]
+    return safetensors.torch.load(_read_verified(run, checkpoint.files[name]))
+
+
+def _read_verified(run: Store, entry: Mapping[str, Any]) -> bytes:
+    """A file's bytes; ``CorruptData`` if they are not those that ``entry`` describes."""
     try:
         data = run.read(entry["key"])
     except FileNotFoundError:
@@ -124,7 +138,7 @@ def _load_file(run: Store, checkpoint: Checkpoint, name: str) -> Tensors:
             f"{run.locate(entry['key'])}: {len(data)} bytes with sha256 {actual}, but {entry['bytes']} bytes"
             f" with sha256 {entry['sha256']} were written"
         )
-    return safetensors.torch.load(data)
+    return data
 
 
 def newest(run: Store) -> tuple[Checkpoint, Tensors] | None:
@@ -172,6 +186,7 @@ class CheckpointWriter:
         self.meta = dict(meta)
         self.error: Exception | None = None
         self._report = report
+        self._verified: set[int] = set()
         self._thread: threading.Thread | None = None
 
     def save(
@@ -197,14 +212,18 @@ class CheckpointWriter:
 
     def _write(self, step: int, state: Tensors, before_commit: Callable[[], None]) -> None:
         began = time.perf_counter()
+        self.error = None
         try:
             self._commit(step, state, before_commit)
-            self.error = None
-            self._prune(step)
-        except (OSError, UserError) as error:  # UserError: storage refuses what it allowed before
+        except Exception as error:  # nobody else would hear of it in this thread
             self.error = error
-        if self.error:
-            log.warning("checkpoint of step %d could not be saved, training goes on: %s", step, self.error)
+            log.warning("checkpoint of step %d could not be saved, training goes on: %s", step, error)
+        else:
+            self._verified.add(step)
+            try:
+                self._prune(step)
+            except (OSError, UserError) as error:
+                log.warning("old checkpoints could not be deleted, will try again: %s", error)
         self._report(step, time.perf_counter() - began, self.error)
 
     def _commit(self, step: int, state: Tensors, before_commit: Callable[[], None]) -> None:
@@ -216,36 +235,48 @@ class CheckpointWriter:
             key = f"checkpoints/{step:08d}/{self.attempt:06d}/{name}"
             self.run.write(key, data)
             files[name] = {"key": key, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            _read_verified(self.run, files[name])
         before_commit()
         if (newer := latest_attempt(self.run)) > self.attempt:
             raise StorageError(f"{self.run.uri}: attempt {newer} has taken over from this attempt {self.attempt}")
         document = {"format": FORMAT, "version": VERSION, "step": step, "attempt": self.attempt,
                     "files": files, "meta": self.meta}  # fmt: skip
-        data = json.dumps(document, indent=1).encode()
+        data = _encode(document)
         if not self.run.create(_commit_key(step), data):
             # A checkpoint of this step that did not verify when the run was resumed: this one replaces it.
             self.run.write(_commit_key(step), data)
         log.info("checkpoint of step %d saved", step)
 
     def _prune(self, saved_step: int) -> None:
-        """Delete all but the newest checkpoints, and what this attempt and those before it left behind.
+        """Delete all but the newest good checkpoints, and what this attempt and those before it left behind.
 
         A commit of a later step than the one just saved belongs to a checkpoint that did not verify on resume.
         """
         if latest_attempt(self.run) > self.attempt:
             return
-        kept = [step for step in steps(self.run) if step <= saved_step][-self.keep :]
-        wanted = {_commit_key(step) for step in kept}
-        for step in kept:
-            try:
-                wanted |= {entry["key"] for entry in read(self.run, step).files.values()}
-            except CorruptData as error:
-                log.warning("checkpoint of step %d is damaged: %s", step, error)
+        wanted: set[str] = set()
+        kept = 0
+        for step in reversed([step for step in steps(self.run) if step <= saved_step]):
+            if kept < self.keep and self._is_good(step):
+                kept += 1
+                wanted |= {_commit_key(step), *(entry["key"] for entry in read(self.run, step).files.values())}
         self.run.delete(
             entry.key
             for entry in self.run.list("checkpoints/")
             if entry.key not in wanted and _attempt_of(entry.key) <= self.attempt
         )
+
+    def _is_good(self, step: int) -> bool:
+        """Whether a checkpoint is what was written; read once by each start of the run."""
+        if step not in self._verified:
+            try:
+                for entry in read(self.run, step).files.values():
+                    _read_verified(self.run, entry)
+            except CorruptData as error:
+                log.warning("checkpoint of step %d is damaged and is deleted: %s", step, error)
+                return False
+            self._verified.add(step)
+        return True
 
 
 def _attempt_of(key: str) -> int:

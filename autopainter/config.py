@@ -225,10 +225,11 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """The fields, by dotted name, that must stay as they are for a run to be continued."""
+        may_change = _MAY_CHANGE - (_COUPLED_BY_BATCH_NORM if self.model.norm == "batch" else set())
         return {
             name: value
             for name, value in flatten(self.model_dump(mode="json")).items()
-            if name.split(".")[0] not in _MAY_CHANGE and name not in _MAY_CHANGE
+            if name.split(".")[0] not in may_change and name not in may_change
         }
 
     def to_yaml(self) -> str:
@@ -243,6 +244,9 @@ _MAY_CHANGE = {
     "loss.vgg_weights",
     "train.steps", "train.microbatch", "train.channels_last", "train.activation_checkpointing", "train.threads",
 }  # fmt: skip
+
+
+_COUPLED_BY_BATCH_NORM = {"train.microbatch"}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -66,6 +66,8 @@ def train(config: Config, device: torch.device) -> int:
         Steps done before this call: equal to ``train.steps`` or more if the run was finished already.
     """
     config.check_world(parallel.world(), "the number of workers")
+    if config.model.norm == "batch" and parallel.world() > 1 and device.type == "cpu":
+        raise UserError("model.norm: batch is synchronised over workers on GPUs only; use instance or group")
     if device.type == "cpu":
         torch.set_num_threads(config.train.threads or max((os.cpu_count() or 1) // parallel.world(), 1))
     else:
@@ -142,7 +144,7 @@ class _Reporter:
         }
         self.metrics = Metrics(self.config.run.name, self.config.telemetry.prometheus_port)
         self.checkpoints = CheckpointWriter(run, attempt, self.config.checkpoint.keep, meta, self.metrics.checkpointed)
-        self.events = EventWriter(run, start, self.config.telemetry.upload_seconds)
+        self.events = EventWriter(run, attempt, start, self.config.telemetry.upload_seconds)
         self.validation = next(validation_batches(manifest, self.config, self.config.telemetry.images))
         self.last_saved = self.last_logged = time.monotonic()
         self.logged_step, self.logged_wait, self.logged_bytes = start, 0.0, 0

@@ -16,9 +16,10 @@ from autopainter.parallel import GradientBuffer
 SCALARS = (
     "discriminator/loss", "discriminator/accuracy_real", "discriminator/accuracy_fake",
     "generator/loss", "generator/pixel", "generator/feature", "generator/adversarial", "generator/tv",
+    "discriminator/gradient_norm", "generator/gradient_norm",
 )  # fmt: skip
-"""What a step measures, each the mean over the global batch."""
-_DISCRIMINATOR_SCALARS = 3
+"""What a step measures over the global batch: means of losses and accuracies, and norms of the mean gradients."""
+_DISCRIMINATOR_SCALARS, _GENERATOR_SCALARS = 3, 5  # how many of them are means
 
 
 def network_input(sketch: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:
@@ -78,7 +79,7 @@ class Trainer:
             assert config.loss.vgg_weights is not None  # the configuration is validated
             self.features = vgg.load(config.loss.vgg_weights, config.loss.feature_layer, config.loss.vgg_sha256)
             self._place(self.features)
-        self.generator_gradients = GradientBuffer(self.generator.parameters(), len(SCALARS) - _DISCRIMINATOR_SCALARS)
+        self.generator_gradients = GradientBuffer(self.generator.parameters(), _GENERATOR_SCALARS)
         self.discriminator_gradients = GradientBuffer(self.discriminator.parameters(), _DISCRIMINATOR_SCALARS)
         self.optimizers = {
             name: torch.optim.Adam(
@@ -128,7 +129,8 @@ class Trainer:
         self.generator_gradients.average()
         self.optimizers["generator"].step()
         self._update_average(step)
-        return torch.cat([self.discriminator_gradients.scalars, self.generator_gradients.scalars])
+        buffers = self.discriminator_gradients, self.generator_gradients
+        return torch.cat([*(b.scalars for b in buffers), torch.stack([b.gradients.norm() for b in buffers])])
 
     def _discriminator_backward(
         self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor, share: float

@@ -239,7 +239,7 @@ def test_another_format_is_refused(store, field):
     save(store, 2)
     save(store, 4)
     key = f"checkpoints/{4:08d}.json"
-    store.write(key, json.dumps(json.loads(store.read(key)) | field).encode())
+    store.write(key, checkpoint._encode(json.loads(store.read(key))["commit"] | field))
     with pytest.raises(UserError) as caught:
         checkpoint.newest(store)
     assert store.locate(key) in str(caught.value)
@@ -317,6 +317,24 @@ def test_nothing_is_deleted_before_a_newer_one_is_verified(folder):
     assert_found(folder, 2)
 
 
+class UndeletingStore(LocalStore):
+    """A folder in which nothing can be deleted."""
+
+    def delete(self, keys):
+        for key in keys:
+            raise StorageError(f"{self.locate(key)}: 503 SlowDown")
+
+
+def test_a_checkpoint_is_saved_even_if_older_ones_cannot_be_deleted(folder):
+    """Else a run whose last step is committed would end with an error."""
+    save(folder, 2, keep=1)
+    reports = []
+    writer = save(UndeletingStore(folder.uri), 4, keep=1, report=lambda *report: reports.append(report))
+    assert_found(folder, 4)
+    assert [(step, error) for step, _, error in reports] == [(4, None)]
+    assert writer.error is None
+
+
 # Attempts
 
 
@@ -325,6 +343,7 @@ def test_attempts_are_numbered_and_say_what_they_are(store):
     assert checkpoint.latest_attempt(store) == 2
     record = json.loads(store.read("attempts/000002.json"))
     assert record.pop("started") > 1.7e9
+    assert len(record.pop("id")) == 32
     assert record == {"attempt": 2, "step": 40, "workers": 2}
 
 

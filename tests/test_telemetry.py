@@ -54,13 +54,8 @@ def folder(tmp_path):
 
 
 def attempt(run, start_step, steps, value, pictures=()):
-    """One start of a run that shows ``value`` at some steps; no two of them begin in the same second.
-
-    TensorBoard reads the files in the order of their names, which begin with the second that they were made in.
-    """
-    seconds = [int(entry.key.split("tfevents.")[1].split(".")[0]) for entry in run.list("events/")]
-    until(lambda: int(time.time()) > max(seconds, default=0))
-    writer = EventWriter(run, start_step, NEVER)
+    """One start of a run that shows ``value`` at some steps."""
+    writer = EventWriter(run, len(run.list("events/")) + 1, start_step, NEVER)
     for step in steps:
         writer.scalars({"generator/loss": value + step, "progress/images": 8 * step}, step)
         if step in pictures:
@@ -87,7 +82,7 @@ def curve(events, tag="generator/loss"):
 
 
 def test_scalars_and_pictures_are_read_back(run, read):
-    writer = EventWriter(run, 0, NEVER)
+    writer = EventWriter(run, 1, 0, NEVER)
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     for step in (10, 20):
         writer.scalars({"generator/loss": step / 4, "discriminator/loss": 0.5}, step)
@@ -126,7 +121,7 @@ def test_three_attempts_give_one_curve(folder, read):
 
 
 def test_events_are_uploaded_on_the_timer(run):
-    writer = EventWriter(run, 0, 0.05)
+    writer = EventWriter(run, 1, 0, 0.05)
     writer.scalars({"generator/loss": 1.0}, 1)
     until(lambda: run.list("events/"))
     ((key, size),) = [(entry.key, entry.bytes) for entry in run.list("events/")]
@@ -137,7 +132,7 @@ def test_events_are_uploaded_on_the_timer(run):
 
 
 def test_upload_sends_what_was_recorded_until_then_and_only_what_is_new(folder, read):
-    writer = EventWriter(folder, 0, NEVER)
+    writer = EventWriter(folder, 1, 0, NEVER)
     writer.scalars({"generator/loss": 1.0}, 1)
     assert folder.list("events/") == []
     writer.upload()
@@ -154,7 +149,7 @@ def test_close_leaves_nothing_behind(folder, tmp_path, monkeypatch):
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     threads = set(threading.enumerate())
-    writer = EventWriter(folder, 0, NEVER)
+    writer = EventWriter(folder, 1, 0, NEVER)
     writer.scalars({"generator/loss": 1.0}, 1)
     assert list(scratch.iterdir())
     writer.close()
@@ -163,7 +158,7 @@ def test_close_leaves_nothing_behind(folder, tmp_path, monkeypatch):
 
 
 def test_events_that_cannot_be_uploaded_are_a_warning(s3, caplog):
-    writer = EventWriter(open_store("s3://no-such-bucket/run"), 0, NEVER)
+    writer = EventWriter(open_store("s3://no-such-bucket/run"), 1, 0, NEVER)
     writer.scalars({"generator/loss": 1.0}, 1)
     writer.upload()
     writer.close()
@@ -193,7 +188,7 @@ def test_an_upload_that_failed_is_a_warning_and_made_up_for(tmp_path, read, capl
     """Saving a checkpoint uploads the events: what fails here would end a run or cost it a checkpoint."""
     run = FailingStore(str(tmp_path / "run"))
     run.error = error
-    writer = EventWriter(run, 0, NEVER)
+    writer = EventWriter(run, 1, 0, NEVER)
     writer.scalars({"generator/loss": 1.0}, 1)
     writer.upload()
     assert str(error) in caplog.text
@@ -206,7 +201,7 @@ def test_an_upload_that_failed_is_a_warning_and_made_up_for(tmp_path, read, capl
 def test_a_folder_that_cannot_be_written_to_is_a_warning(folder, caplog):
     folder.root.mkdir()
     (folder.root / "events").write_text("in the way")
-    writer = EventWriter(folder, 0, NEVER)
+    writer = EventWriter(folder, 1, 0, NEVER)
     writer.scalars({"generator/loss": 1.0}, 1)
     writer.upload()
     assert "could not be uploaded" in caplog.text

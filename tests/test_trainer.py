@@ -95,6 +95,10 @@ def assert_same(state, expected, apart_from):
 # One step against plain PyTorch
 
 
+def grad_norm(network):
+    return torch.nn.utils.get_total_norm([parameter.grad for parameter in network.parameters()])
+
+
 def plain_steps(trainer, batches):
     """The same steps without anything of the trainer but its networks; returns state and scalars."""
     loss = trainer.config.loss
@@ -122,6 +126,7 @@ def plain_steps(trainer, batches):
         real, fake = discriminator(condition, target), discriminator(condition, painted.detach())
         judged = 0.5 * against(real, 1.0) + 0.5 * against(fake, 0.0)
         judged.backward()
+        norms = [grad_norm(discriminator)]
         optimizers[1].step()
 
         generator.zero_grad()
@@ -135,11 +140,12 @@ def plain_steps(trainer, batches):
         ]
         weighted = 100 * terms[0] + 0.01 * terms[1] + terms[2] + 1e-4 * terms[3]
         weighted.backward()
+        norms.append(grad_norm(generator))
         optimizers[0].step()
         for mean, parameter in zip(average.parameters(), generator.parameters(), strict=True):
             mean.data += (1 - (1 + step) / (10 + step)) * (parameter.data - mean.data)
         accuracies = (real > 0).float().mean(), (fake < 0).float().mean()
-        rows.append(torch.stack([judged, *accuracies, weighted, *terms]).detach())
+        rows.append(torch.stack([judged, *accuracies, weighted, *terms, *norms]).detach())
 
     state = {}
     for name, network in (("generator", generator), ("average", average), ("discriminator", discriminator)):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from autopainter import storage
-from autopainter.errors import CorruptData, UserError
+from autopainter.errors import CorruptData, StorageError, UserError
 
 FORMAT = "autopainter-manifest"
 VERSION = 1
@@ -111,8 +111,14 @@ def load(uri: str) -> Manifest:
     """
     try:
         data = storage.read_uri(uri)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except StorageError:
+        raise
+    except UserError as error:
+        raise UserError(f"data.manifest: {error}") from None
+    except FileNotFoundError:
         raise UserError(f"data.manifest: {uri}: not found; 'autopainter pack' writes it last") from None
+    except OSError as error:
+        raise UserError(f"data.manifest: {uri}: cannot be read: {error.strerror}") from None
     try:
         document = json.loads(data)
     except ValueError:

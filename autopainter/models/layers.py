@@ -1,11 +1,23 @@
 """Pieces that generator and discriminator share."""
 
+import math
+
 import torch
 from torch import nn
 
 from autopainter import seeding
 from autopainter.config import Norm
 from autopainter.seeding import Use
+
+_GROUP_CHANNELS = 16
+
+
+def needs_bias(norm: Norm | None) -> bool:
+    """Whether a convolution before this normalisation has a use for a bias.
+
+    Instance and batch norm subtract it again: its true gradient is 0, and Adam would make steps of rounding errors.
+    """
+    return norm in (None, "group")
 
 
 def norm_layer(kind: Norm, channels: int) -> nn.Module:
@@ -20,7 +32,7 @@ def norm_layer(kind: Norm, channels: int) -> nn.Module:
         case "batch":
             return nn.SyncBatchNorm(channels) if torch.cuda.is_available() else nn.BatchNorm2d(channels)
         case "group":
-            return nn.GroupNorm(max(channels // 16, 1), channels)
+            return nn.GroupNorm(math.gcd(channels, max(channels // _GROUP_CHANNELS, 1)), channels)
 
 
 class KeyedDropout(nn.Module):

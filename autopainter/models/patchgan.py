@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from autopainter.config import Norm
-from autopainter.models.layers import norm_layer
+from autopainter.models.layers import needs_bias, norm_layer
 from autopainter.models.unet import INPUT_CHANNELS
 
 
@@ -19,7 +19,8 @@ class PatchGAN(nn.Module):
         channels = [INPUT_CHANNELS + 3, width, 2 * width, 4 * width, 8 * width]
         layers: list[nn.Module] = []
         for place in range(4):
-            layers.append(nn.Conv2d(channels[place], channels[place + 1], 4, stride=2 if place < 3 else 1, padding=1))
+            stride, bias = 2 if place < 3 else 1, needs_bias(norm if place else None)
+            layers.append(nn.Conv2d(channels[place], channels[place + 1], 4, stride, padding=1, bias=bias))
             if place:
                 layers.append(norm_layer(norm, channels[place + 1]))
             layers.append(nn.LeakyReLU(0.2))

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from autopainter.config import Norm
-from autopainter.models.layers import KeyedDropout, norm_layer
+from autopainter.models.layers import KeyedDropout, needs_bias, norm_layer
 
 INPUT_CHANNELS = 5
 """Sketch, hint R, G, B, hint mask."""
@@ -25,7 +25,7 @@ class _Down(nn.Module):
     def __init__(self, inputs: int, outputs: int, norm: Norm | None, activate: bool) -> None:
         super().__init__()
         self.activation = nn.LeakyReLU(0.2) if activate else nn.Identity()
-        self.conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1)
+        self.conv = nn.Conv2d(inputs, outputs, 4, stride=2, padding=1, bias=needs_bias(norm))
         self.norm = norm_layer(norm, outputs) if norm else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -36,7 +36,7 @@ class _Down(nn.Module):
 class _Up(nn.Module):
     def __init__(self, inputs: int, outputs: int, norm: Norm | None, dropout: KeyedDropout | None) -> None:
         super().__init__()
-        self.conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+        self.conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=needs_bias(norm))
         self.norm = norm_layer(norm, outputs) if norm else nn.Identity()
         self.dropout = dropout
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from autopainter import storage
 from autopainter.config import FeatureLayer
-from autopainter.errors import UserError
+from autopainter.errors import StorageError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,14 @@ def load(uri: str, layer: FeatureLayer, sha256: str | None) -> VGGFeatures:
     """
     try:
         data = storage.read_uri(uri)
-    except (FileNotFoundError, IsADirectoryError):
+    except StorageError:
+        raise
+    except UserError as error:
+        raise UserError(f"loss.vgg_weights: {error}") from None
+    except FileNotFoundError:
         raise UserError(f"loss.vgg_weights: {uri}: not found; make it with 'autopainter vgg'") from None
+    except OSError as error:
+        raise UserError(f"loss.vgg_weights: {uri}: cannot be read: {error.strerror}") from None
     _check(uri, data, sha256 or _SHA256[layer], "loss.vgg_weights")
     network = VGGFeatures(layer)
     try:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from autopainter.errors import StorageError, UserError
+from autopainter.errors import UserError
 from autopainter.storage import Store
 
 log = logging.getLogger(__name__)
@@ -26,14 +26,16 @@ class EventWriter:
 
     Args:
         run: the run's store; files go under ``events/``.
+        attempt: number of this start of the run, by which TensorBoard finds the order of the files.
         start_step: steps that were done before this start.
         upload_seconds: time between uploads.
     """
 
-    def __init__(self, run: Store, start_step: int, upload_seconds: float) -> None:
+    def __init__(self, run: Store, attempt: int, start_step: int, upload_seconds: float) -> None:
         self._run = run
+        self._prefix = f"{attempt:06d}."
         self._folder = tempfile.TemporaryDirectory(prefix="autopainter-events-")
-        self._writer = SummaryWriter(self._folder.name, purge_step=start_step + 1 if start_step else None)
+        self._writer = SummaryWriter(self._folder.name, purge_step=start_step + 1)
         self._uploaded: dict[str, int] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -52,16 +54,15 @@ class EventWriter:
     def upload(self) -> None:
         """Upload what has been recorded; a failure is a warning, the next upload sends it again."""
         with self._lock:
-            self._writer.flush()
-            for path in sorted(Path(self._folder.name).iterdir()):
-                data = path.read_bytes()
-                if self._uploaded.get(path.name) == len(data):
-                    continue
-                try:
-                    self._run.write(f"events/{path.name}", data)
-                    self._uploaded[path.name] = len(data)
-                except (StorageError, UserError) as error:
-                    log.warning("TensorBoard events could not be uploaded, will try again: %s", error)
+            try:
+                self._writer.flush()
+                for path in sorted(Path(self._folder.name).iterdir()):
+                    data = path.read_bytes()
+                    if self._uploaded.get(path.name) != len(data):
+                        self._run.write(f"events/{self._prefix}{path.name}", data)
+                        self._uploaded[path.name] = len(data)
+            except (OSError, UserError) as error:
+                log.warning("TensorBoard events could not be uploaded, will try again: %s", error)
 
     def close(self) -> None:
         """Upload the rest and end the thread."""

@@ -1,0 +1,307 @@
+"""Augmentation and colour hints: what is done to both images alike, and where hints may be.
+
+Hints follow the paper authors' procedure (gen_sketch/color.py) and are checked against the blurred target, made here
+once more. Run: pytest tests/test_samples.py
+"""
+
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+
+from autopainter import config as configuration
+from autopainter import seeding
+from autopainter.config import Hints
+from autopainter.data import hints, samples, sources
+from autopainter.data.samples import augment, decode, resize
+from autopainter.errors import CorruptData
+from autopainter.seeding import Use
+
+SIZE = 64
+
+
+def settings(*texts):
+    needed = ["run.name=a", "run.storage=/tmp", "data.manifest=m", "train.steps=1", "loss.feature_weight=0"]
+    return configuration.load(None, [*needed, f"data.image_size={SIZE}", *texts], {})
+
+
+def picture(height, width, seed=0):
+    """Smooth colours without a symmetry, and a sketch that is their green channel."""
+    random = np.random.default_rng(seed)
+    color = cv2.resize(random.integers(0, 256, (5, 7, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    return color, np.ascontiguousarray(color[..., 1])
+
+
+def cartoon(seed=0, size=SIZE):
+    """Flat discs with dark outlines on white, and their line art."""
+    random = np.random.default_rng(seed)
+    color, sketch = np.full((size, size, 3), 255, np.uint8), np.full((size, size), 255, np.uint8)
+    for _ in range(5):
+        center = tuple(int(v) for v in random.integers(size // 6, size - size // 6, 2))
+        radius = int(random.integers(size // 8, size // 4))
+        for image, inside, line in ((color, random.integers(60, 220, 3).tolist(), (20, 20, 20)), (sketch, 255, 0)):
+            cv2.circle(image, center, radius, inside, -1)
+            cv2.circle(image, center, radius, line, max(size // 64, 1))
+    return color, sketch
+
+
+def files(color, sketch):
+    return cv2.imencode(".png", color[..., ::-1])[1].tobytes(), cv2.imencode(".png", sketch)[1].tobytes()
+
+
+# Decoding
+
+
+def test_a_pair_is_decoded_as_rgb_and_grey():
+    color, sketch = picture(20, 30)
+    for got, expected in zip(decode(*files(color, sketch), "x"), (color, sketch), strict=True):
+        assert got.dtype == np.uint8
+        assert (got == expected).all()
+
+
+def png_header(width, height):
+    """A PNG that says it is of a size, without the pixels."""
+
+    def part(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = part(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + part(b"IDAT", zlib.compress(bytes(99))) + part(b"IEND", b"")
+
+
+PAIR = files(*picture(40, 40))
+
+
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda file: b"", id="empty"),
+        pytest.param(lambda file: b"no image at all", id="text"),
+        pytest.param(lambda file: file[: len(file) // 2], id="cut off"),
+        pytest.param(lambda file: file[:40], id="header only"),
+        pytest.param(lambda file: files(*picture(40, 41))[0], id="of another size"),
+        pytest.param(lambda file: png_header(40_000, 40_000), id="says it is huge"),
+    ],
+)
+def test_broken_bytes_name_the_sample(half, damage):
+    pair = list(PAIR)
+    pair[half] = damage(pair[half])
+    with pytest.raises(CorruptData, match="shard 3: sample k") as caught:
+        decode(*pair, "shard 3: sample k")
+    assert "\n" not in str(caught.value)
+
+
+def test_images_are_bounded_in_pixels_as_when_packing():
+    """A small file cannot fill the memory of the training job."""
+    edge = 8200
+    assert edge * edge > sources.MAX_PIXELS
+    huge = cv2.imencode(".png", np.zeros((edge, edge), np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    assert len(huge) < 1 << 20
+    with pytest.raises(CorruptData):
+        decode(huge, huge, "bomb")
+
+
+# Resizing and augmentation
+
+
+@pytest.mark.parametrize(("height", "width"), [(SIZE, SIZE), (48, 48), (200, 200), (20, 90)])
+def test_resize_gives_squares(height, width):
+    for image in picture(height, width):
+        assert resize(image, SIZE).shape == (SIZE, SIZE, *image.shape[2:])
+        assert resize(image, SIZE).dtype == np.uint8
+
+
+def test_shrinking_averages_areas():
+    color, _ = picture(4 * SIZE, 4 * SIZE)
+    expected = color.reshape(SIZE, 4, SIZE, 4, 3).mean(axis=(1, 3))
+    assert np.abs(resize(color, SIZE) - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize(("height", "width"), [(66, 66), (48, 48), (200, 130), (130, 200), (32, 100), (5, 3)])
+@pytest.mark.parametrize("scale", [1.0, 530 / 512, 2.0])
+def test_both_images_are_augmented_alike(height, width, scale):
+    config = settings(f"data.crop_scale={scale}")
+    color, sketch = picture(height, width)
+    for position in range(12):
+        cropped, lines = augment(color, sketch, config, seeding.generator(0, Use.AUGMENT, position))
+        assert cropped.shape == (SIZE, SIZE, 3)
+        assert lines.shape == (SIZE, SIZE)
+        assert cropped.dtype == lines.dtype == np.uint8
+        assert np.abs(cropped[..., 1].astype(int) - lines).max() <= 1  # one filter on three channels and on one
+
+
+def test_crops_and_flips_vary_and_are_all_there():
+    """A picture whose pixels say where they were: the crops are of the right size and reach every edge."""
+    config = settings("data.crop_scale=2.0")
+    edge = 2 * SIZE
+    rows, columns = np.mgrid[:edge, :edge].astype(np.uint8)
+    places = np.stack([rows, columns, np.zeros_like(rows)], axis=2)
+    lefts, tops, flips = set(), set(), 0
+    count = 1000
+    for position in range(count):
+        cropped, _ = augment(places, rows, config, seeding.generator(3, Use.AUGMENT, position))
+        flipped = cropped[0, 0, 1] > cropped[0, -1, 1]
+        first = cropped[:, ::-1] if flipped else cropped
+        top, left = first[0, 0, :2].tolist()
+        assert (first == places[top : top + SIZE, left : left + SIZE]).all()
+        tops.add(top)
+        lefts.add(left)
+        flips += int(flipped)
+    assert {0, edge - SIZE} <= tops <= set(range(edge - SIZE + 1))
+    assert {0, edge - SIZE} <= lefts <= set(range(edge - SIZE + 1))
+    assert 430 < flips < 570  # four standard deviations
+
+
+def test_nothing_is_flipped_if_the_configuration_says_so():
+    config = settings("data.flip=no", "data.crop_scale=1.0")
+    color, sketch = picture(SIZE, SIZE)
+    for position in range(20):
+        cropped, lines = augment(color, sketch, config, seeding.generator(0, Use.AUGMENT, position))
+        assert (cropped == color).all()
+        assert (lines == sketch).all()
+
+
+def row():
+    return {"sketch": np.zeros((1, SIZE, SIZE), np.uint8), "color": np.zeros((3, SIZE, SIZE), np.uint8),
+            "hint": np.zeros((4, SIZE, SIZE), np.uint8), "dropout": np.zeros((), np.int64)}  # fmt: skip
+
+
+def test_a_sample_is_a_function_of_its_seed_and_position():
+    color, sketch = cartoon(size=80)
+
+    def make(position, *texts):
+        out = row()
+        samples.training_sample(color, sketch, settings(*texts), position, out)
+        return out
+
+    base, again = make(5), make(5)
+    assert all((base[name] == again[name]).all() for name in base)
+    assert (make(5, "hints.unhinted=1")["color"] == base["color"]).all()  # hints and crops draw apart
+    for other in (make(6), make(5, "train.seed=1")):
+        assert (other["color"] != base["color"]).any()
+        assert other["dropout"] != base["dropout"]
+    hinted = [make(position, "hints.unhinted=0")["hint"] for position in range(4)]
+    assert len({hint.tobytes() for hint in hinted}) == 4
+
+
+# Hints
+
+
+def draw(config, seed, color=None, sketch=None):
+    if color is None:
+        color, sketch = cartoon(seed)
+    return color, sketch, hints.draw(color, sketch, config, seeding.generator(0, Use.HINTS, seed))
+
+
+def blurred(color):
+    return cv2.GaussianBlur(color, (0, 0), max(5 * color.shape[0] / 512, 0.3))
+
+
+def test_the_mask_is_0_or_1_and_colours_are_only_inside():
+    for seed in range(100):
+        _, _, hint = draw(Hints(), seed)
+        assert hint.dtype == np.uint8
+        assert hint.shape == (SIZE, SIZE, 4)
+        assert set(np.unique(hint[..., 3])) <= {0, 1}
+        assert not hint[hint[..., 3] == 0].any()
+
+
+def test_blocks_show_the_blurred_target():
+    covered = 0
+    for seed in range(60):
+        color, _, hint = draw(Hints(unhinted=0, max_strokes=0), seed)
+        inside = hint[..., 3] == 1
+        assert (hint[inside][:, :3] == blurred(color)[inside]).all()
+        covered += inside.sum()
+    assert covered > 60 * 9
+
+
+def test_blocks_are_square_and_of_one_colour_along_their_diagonal():
+    seen = 0
+    for seed in range(80):
+        color, sketch, hint = draw(Hints(unhinted=0, max_blocks=1, max_strokes=0), seed)
+        ys, xs = np.nonzero(hint[..., 3])
+        if not len(ys):
+            continue
+        seen += 1
+        edge = np.ptp(ys) + 1
+        assert edge == np.ptp(xs) + 1
+        assert edge**2 == len(ys)
+        assert edge <= 3  # 24 pixels at 512
+        diagonal = blurred(color).astype(int).sum(axis=2)[ys.min() + np.arange(edge), xs.min() + np.arange(edge)]
+        assert np.abs(diagonal - diagonal[0]).max() < 30
+        assert sketch[ys.min(), xs.min()] > 230  # it begins between the lines
+        assert color[ys.min(), xs.min()].min() < 245  # and where there is colour
+    assert seen > 20
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_a_stroke_has_one_colour_which_the_target_has_where_it_begins(size):
+    near = []
+    for seed in range(60):
+        color, sketch = cartoon(seed, size)
+        hint = draw(Hints(unhinted=0, max_blocks=0, max_strokes=1), seed, color, sketch)[2]
+        inside = hint[..., 3] == 1
+        if not inside.any():
+            continue
+        colors = np.unique(hint[inside][:, :3], axis=0)
+        assert len(colors) == 1
+        soft = blurred(color)
+        begins = inside & (color.min(axis=2) < 245) & (sketch > 230) & (soft == colors[0]).all(axis=2)
+        assert begins.any()
+        near.append((np.abs(colors[0].astype(int) - color[inside]).mean(axis=1) < 15).mean())
+        assert np.count_nonzero(inside) <= (120 + 16) * 16 * (size / 512) ** 2 * 1.5 + 9
+    assert len(near) > 15
+    assert np.mean(near) > 0.6  # the width of a short stroke may reach over a line
+
+
+def test_hints_are_close_to_the_target():
+    distances = []
+    for seed in range(200):
+        color, _, hint = draw(Hints(unhinted=0), seed)
+        inside = hint[..., 3] == 1
+        distances += np.abs(hint[inside][:, :3].astype(int) - blurred(color)[inside]).mean(axis=1).tolist()
+    assert len(distances) > 2000
+    assert np.median(distances) < 5
+    assert np.mean(distances) < 25
+
+
+@pytest.mark.parametrize("kind", ["white", "lines"])
+def test_there_are_no_hints_where_there_is_nothing_to_hint(kind):
+    color, sketch = np.full((SIZE, SIZE, 3), 250, np.uint8), np.full((SIZE, SIZE), 255, np.uint8)
+    if kind == "lines":
+        color[:], sketch[:] = 90, 0
+    for seed in range(30):
+        assert not draw(Hints(unhinted=0), seed, color, sketch)[2].any()
+
+
+def test_one_coloured_pixel_is_enough_to_begin():
+    color, sketch = np.full((SIZE, SIZE, 3), 250, np.uint8), np.full((SIZE, SIZE), 255, np.uint8)
+    color[20, 30] = 100
+    found = [draw(Hints(unhinted=0, max_blocks=0, max_strokes=4), seed, color, sketch)[2] for seed in range(20)]
+    assert any(hint.any() for hint in found)
+    assert all(hint[20, 30, 3] == 1 for hint in found if hint.any())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_share_of_samples_without_hints(share):
+    color, sketch = cartoon(1)
+    count = 800
+    config = Hints(unhinted=share, max_blocks=30, max_strokes=10)  # none by chance is rare
+    bare = sum(not draw(config, seed, color, sketch)[2].any() for seed in range(count)) / count
+    assert abs(bare - share) < 4 * (share * (1 - share) / count) ** 0.5 + 0.02
+
+
+def test_no_blocks_and_no_strokes_are_no_hints():
+    assert not any(draw(Hints(unhinted=0, max_blocks=0, max_strokes=0), seed)[2].any() for seed in range(10))
+
+
+def test_the_target_and_sketch_stay_as_they_are():
+    color, sketch = cartoon(2)
+    before = color.copy(), sketch.copy()
+    draw(Hints(unhinted=0), 2, color, sketch)
+    assert (color == before[0]).all()
+    assert (sketch == before[1]).all()
