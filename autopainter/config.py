@@ -74,7 +74,7 @@ class Hints(Section):
     """Share of the samples that get no hint, so that the model also paints without any."""
     max_blocks: int = pydantic.Field(12, ge=0, le=200)
     """A hinted sample gets 0 to this many blurred colour blocks."""
-    max_strokes: int = pydantic.Field(4, ge=0, le=50)
+    max_strokes: int = pydantic.Field(6, ge=0, le=50)
     """A hinted sample gets 0 to this many strokes."""
 
 

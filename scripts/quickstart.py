@@ -141,6 +141,7 @@ def quickstart(
         raise click.BadParameter(
             f"{size} is not a multiple of 32; nearest: {round(size / 32) * 32}", param_hint="--size"
         )
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     for kind in stop_recorded(folder / SERVICES):
         click.echo(f"stopped {kind}, left from an earlier call", err=True)

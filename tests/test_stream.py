@@ -6,6 +6,7 @@ Run: pytest tests/test_stream.py
 
 import itertools
 import threading
+import time
 import zlib
 from collections import Counter
 from dataclasses import replace
@@ -212,6 +213,18 @@ def test_a_late_start_fetches_only_what_is_left_of_the_epoch(data, small):
     running.close()
 
 
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 2)])
+def test_a_late_start_lets_go_of_its_chunks_as_well(data, small, rank, world):
+    config = changed(small, train={"global_batch": world}, data=ONE_FETCHER | {"lanes": 2})
+    count = len(train_samples(data))
+    running = TrainingStream(data, config, rank, world, count // 2 // world)
+    for batch in running:
+        if (batch.step + 1) * world + rank >= count:  # the next position of this worker is of the second epoch
+            break
+    assert not running._chunks
+    running.close()
+
+
 # Faults
 
 
@@ -285,8 +298,9 @@ def test_close_ends_the_threads(data, small):
     started = set(threading.enumerate()) - before
     assert {thread.name.split("_")[0] for thread in started} == {"fetch", "decode"}
     running.close()
+    deadline = time.monotonic() + 30
     for thread in started:
-        thread.join(30)
+        thread.join(max(deadline - time.monotonic(), 0))
     assert not any(thread.is_alive() for thread in started)
     with pytest.raises(RuntimeError):
         list(itertools.islice(running, 9))
