@@ -4,22 +4,25 @@ Values come, the later winning, from the defaults here, a YAML file, environment
 (``AUTOPAINTER__TRAIN__STEPS=100``) and the command line (``--set train.steps=100``).
 """
 
+import contextlib
 import difflib
 import functools
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 import yaml
 
+from autopainter import uri
 from autopainter.errors import UserError
 
 ENVIRONMENT_PREFIX = "AUTOPAINTER__"
 
+Uri = Annotated[str, pydantic.AfterValidator(uri.check)]
 FeatureLayer = Literal["relu2_2", "relu3_2", "relu4_3"]
 Norm = Literal["instance", "batch", "group"]
 
@@ -27,7 +30,15 @@ Norm = Literal["instance", "batch", "group"]
 class Section(pydantic.BaseModel):
     """Base of all sections: frozen, and an unknown field is an error."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *typing.get_args(kind)):
+            raise ValueError(f"must not be a truth value, got {value}")
+        return value
 
 
 class Run(Section):
@@ -35,7 +46,7 @@ class Run(Section):
 
     name: str = pydantic.Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$")
     """Name of the run. The same name continues the same run."""
-    storage: str
+    storage: Uri
     """Folder or s3:// URI under which runs are kept; this run is STORAGE/NAME."""
 
     @property
@@ -47,7 +58,7 @@ class Run(Section):
 class Data(Section):
     """What is trained on and how it is streamed."""
 
-    manifest: str
+    manifest: Uri
     """Path or s3:// URI of a manifest.json that `autopainter pack` wrote."""
     image_size: int = pydantic.Field(512, ge=32, le=2048, multiple_of=32)
     """Edge of the square training images in pixels."""
@@ -106,7 +117,7 @@ class Loss(Section):
     """Weight of the mean total variation of the painted image."""
     feature_layer: FeatureLayer = "relu2_2"
     """VGG16 layer phi of the feature term; relu2_2 follows its 4th convolution."""
-    vgg_weights: str | None = None
+    vgg_weights: Uri | None = None
     """Path, s3:// or https:// URI of the weights that `autopainter vgg` writes; needed if feature_weight > 0."""
     vgg_sha256: str | None = pydantic.Field(None, pattern="^[0-9a-f]{64}$")
     """Checksum that vgg_weights must have; none: the pinned one of feature_layer."""
@@ -274,25 +285,33 @@ def load(
         UserError: one line that names the field, where it was set, and the nearest right one.
     """
     tree: dict[str, Any] = {}
-    origins: dict[str, str] = {}
+    origins: list[tuple[str, str]] = []  # fields and where they were set; a later entry wins
     if path is not None:
         tree = _read_file(path)
-        origins = dict.fromkeys(flatten(tree), str(path))
+        origins = [(name, str(path)) for name in flatten(tree)]
     for name, text in (os.environ if environment is None else environment).items():
         if name.startswith(ENVIRONMENT_PREFIX):
             field = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
-            _assign(tree, field, text)
-            origins[field] = f"environment variable {name}"
+            origins.append((field, f"environment variable {name}"))
+            _assign(tree, *origins[-1], text)
     for override in overrides:
         field, equals, text = override.partition("=")
         if not equals:
             raise UserError(f"--set {override}: write it as FIELD=VALUE, such as train.steps=100")
-        _assign(tree, field.strip(), text)
-        origins[field.strip()] = "--set"
+        origins.append((field.strip(), "--set"))
+        _assign(tree, *origins[-1], text)
     try:
         return Config.model_validate(tree)
     except pydantic.ValidationError as error:
         raise UserError(_explain(error, origins)) from None
+
+
+def restore(document: Mapping[str, Any], origin: str) -> Config:
+    """A configuration from its ``model_dump``; ``UserError`` naming ``origin`` if this program does not know it."""
+    try:
+        return Config.model_validate(document)
+    except pydantic.ValidationError as error:
+        raise UserError(_explain(error, [(name, origin) for name in document])) from None
 
 
 def _read_file(path: str | Path) -> dict[str, Any]:
@@ -304,55 +323,73 @@ def _read_file(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected sections such as 'train:', got {type(tree).__name__}")
-    return {name: section or {} for name, section in tree.items()}
+    for name, section in tree.items():
+        for key in (name, *section) if isinstance(section, dict) else (name,):
+            if not isinstance(key, str):
+                raise UserError(f"{path}: {name}: {key!r} is no name of a field; YAML reads on, off, yes, no as truth")
+    return {name: {} if section is None else section for name, section in tree.items()}
 
 
-def _assign(tree: dict[str, Any], field: str, text: str) -> None:
+def _assign(tree: dict[str, Any], field: str, place: str, text: str) -> None:
     *sections, name = field.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise UserError(f"{field}: {section} is a value, not a section")
-    try:
-        tree[name] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        tree[name] = text
+            raise UserError(f"{place}: {field}: {section} is a value, not a section")
+    tree[name] = text
+    if field not in _text_fields() or text in ("", "null", "~"):
+        with contextlib.suppress(yaml.YAMLError):
+            tree[name] = yaml.safe_load(text)
 
 
-def _explain(error: pydantic.ValidationError, origins: Mapping[str, str]) -> str:
+def _explain(error: pydantic.ValidationError, origins: Sequence[tuple[str, str]]) -> str:
     """One line for the first of pydantic's errors."""
     first, *others = sorted(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
     field = ".".join(str(part) for part in first["loc"])
-    origin = next((f"{place}: " for name, place in origins.items() if (name + ".").startswith(field + ".")), "")
+    set_here = [(name, place) for name, place in origins if _overlap(name, field)]
+    origin = f"{set_here[-1][1]}: " if set_here else ""
     if first["type"] == "extra_forbidden":
         problem = f"{field}: unknown field"
-        if near := difflib.get_close_matches(field, fields(), n=1, cutoff=0.4):
+        if near := difflib.get_close_matches(set_here[-1][0] if set_here else field, fields(), n=1, cutoff=0.4):
             problem += f"; did you mean {near[0]}?"
     elif first["type"] == "missing":
+        field = next((name for name in _needed() if _overlap(name, field)), field)
         origin, problem = "", f"{field}: needed and not set; set it in the file or with --set {field}=..."
     elif not field:  # a combination: its message names the fields
         origin, problem = "", str(first["ctx"]["error"])
+    elif first["type"] == "value_error":  # from a validator here: the message is complete, the value may be a secret
+        problem = f"{field}: {first['ctx']['error']}"
     else:
-        problem = f"{field}: {_lower(first['msg'])}, got {first['input']!r}"
+        problem = f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}, got {first['input']!r}"
     return origin + problem + (f" (and {len(others)} more)" if others else "")
 
 
-def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]
+def _overlap(one: str, other: str) -> bool:
+    """Whether two dotted names are the same, or one is a section of the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def _each_field(section: type[Section], prefix: str = "") -> Iterator[tuple[str, pydantic.fields.FieldInfo]]:
+    for name, info in section.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and issubclass(kind, Section):
+            yield from _each_field(kind, f"{prefix}{name}.")
+        else:
+            yield prefix + name, info
 
 
 @functools.cache
 def fields() -> dict[str, str]:
     """Every field by its dotted name, with its description."""
-    found: dict[str, str] = {}
+    return {name: typing.cast(str, info.description) for name, info in _each_field(Config)}
 
-    def visit(section: type[Section], prefix: str) -> None:
-        for name, info in section.model_fields.items():
-            kind = info.annotation
-            if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and issubclass(kind, Section):
-                visit(kind, f"{prefix}{name}.")
-            else:
-                found[prefix + name] = typing.cast(str, info.description)
 
-    visit(Config, "")
-    return found
+@functools.cache
+def _needed() -> list[str]:
+    return [name for name, info in _each_field(Config) if info.is_required()]
+
+
+@functools.cache
+def _text_fields() -> set[str]:
+    """Fields that are any text, so that YAML must not make a date or a number of it."""
+    return {name for name, info in _each_field(Config) if "str" in str(info.annotation)}

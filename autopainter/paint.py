@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from autopainter import checkpoint, storage
-from autopainter.config import Config
+from autopainter.config import Config, restore
 from autopainter.data import sources
 from autopainter.errors import CorruptData, UserError
 from autopainter.models.unet import UNet
 from autopainter.trainer import build_generator, network_input, to_pixels
+from autopainter.uri import split
 
 Image = NDArray[np.uint8]
 
@@ -57,7 +58,7 @@ class Painter:
             except CorruptData:
                 if candidate in (step, saved[0]):
                     raise
-        config = Config.model_validate(found.meta["config"])
+        config = restore(found.meta["config"], f"{run_uri}, step {found.step}")
         generator = build_generator(config)
         generator.load_state_dict(weights)
         return cls(generator, config, found.step, found.meta["manifest_id"])
@@ -132,7 +133,11 @@ def read_hints(path: Path, size: int | None = None) -> Image:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    try:
+        sources.check_pixels(data)
+    except sources.BrokenInput as error:
+        raise UserError(f"{path}: {error}") from None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None or image.ndim != 3 or image.shape[2] != 4 or image.dtype != np.uint8:
         raise UserError(f"{path}: hints must be a PNG with transparency (RGBA, 8 bit); opaque pixels are the hints")
     image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
@@ -161,9 +166,15 @@ def paint_files(
     single = len(sketches) == 1 and output.suffix.lower() == ".png"
     if not single and output.suffix:
         raise UserError(f"--output: {output}: must be a folder for several sketches, and a .png file or folder for one")
-    for path in sketches:
+    targets = [output if single else output / f"{path.stem}.png" for path in sketches]
+    inputs = {path.resolve() for path in sketches}
+    for path, target in zip(sketches, targets, strict=True):
+        if target.resolve() in inputs:
+            raise UserError(f"--output: {output}: {target} is a sketch itself; choose another place")
+        if targets.count(target) > 1:
+            raise UserError(f"--output: {output}: several sketches are named like {path.name}; paint them one by one")
+    for path, target in zip(sketches, targets, strict=True):
         painted = painter.paint(read_sketch(path, size), read)
-        target = output if single else output / f"{path.stem}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_png(target, painted)
         yield target
@@ -172,5 +183,5 @@ def paint_files(
 def write_png(path: Path, image: Image) -> None:
     """Write a uint8 [H, W, 3] RGB picture, whole or not at all."""
     _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    folder, name = storage.split(str(path))
+    folder, name = split(str(path))
     storage.open_store(folder).write(name, data.tobytes())

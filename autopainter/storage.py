@@ -6,11 +6,15 @@ budget; credentials and endpoint come from the environment or the platform's ide
 AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION, web identity), never from a URI.
 """
 
+import contextlib
 import functools
+import http.client
 import io
 import logging
 import os
+import ssl
 import tempfile
+import urllib.error
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -19,12 +23,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import boto3
-import boto3.exceptions
 import botocore.config
 import botocore.exceptions
 import tenacity
 
 from autopainter.errors import CorruptData, StorageError, UserError
+from autopainter.uri import check, split
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +85,6 @@ class Store(ABC):
         """Create an object if there is none; True if it now holds exactly ``data`` (so a retried create is true)."""
 
     @abstractmethod
-    def upload(self, key: str, path: Path) -> None:
-        """Create or replace an object with a file's content."""
-
-    @abstractmethod
     def list(self, prefix: str = "") -> list[StoredObject]:
         """All objects whose key begins with ``prefix``, sorted by key."""
 
@@ -117,11 +117,7 @@ class LocalStore(Store):
 
     def _write(self, key: str, data: bytes, place: Callable[[Path, Path], None]) -> None:
         target = self.root / key
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            raise UserError(f"{self.locate(key)}: cannot be written: {error.strerror}") from None
+        handle, name = self._temporary(key, target.parent)
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -138,6 +134,18 @@ class LocalStore(Store):
         finally:
             temporary.unlink(missing_ok=True)
 
+    def _temporary(self, key: str, folder: Path) -> tuple[int, str]:
+        """An open temporary file in a folder, which is made if need be."""
+        while True:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                return tempfile.mkstemp(dir=folder, prefix=".tmp-")
+            except (PermissionError, NotADirectoryError, FileExistsError) as error:
+                if not isinstance(error, FileExistsError) or (folder.exists() and not folder.is_dir()):
+                    raise UserError(f"{self.locate(key)}: cannot be written: {error.strerror}") from None
+            except FileNotFoundError:
+                pass  # another process has just deleted the last file of this folder, and the folder with it
+
     def write(self, key: str, data: bytes) -> None:
         self._write(key, data, os.replace)
 
@@ -148,16 +156,15 @@ class LocalStore(Store):
             return self.read(key) == data
         return True
 
-    def upload(self, key: str, path: Path) -> None:
-        self.write(key, path.read_bytes())
-
     def list(self, prefix: str = "") -> list[StoredObject]:
         folder = self.root / prefix if prefix.endswith("/") or not prefix else (self.root / prefix).parent
         found = []
-        for path in folder.rglob("*"):
-            key = path.relative_to(self.root).as_posix()
-            if key.startswith(prefix) and not path.name.startswith(".tmp-") and path.is_file():
-                found.append(StoredObject(key, path.stat().st_size))
+        for parent, _, names in os.walk(folder):  # passes over folders that vanish meanwhile
+            for path in (Path(parent, name) for name in names if not name.startswith(".tmp-")):
+                key = path.relative_to(self.root).as_posix()
+                if key.startswith(prefix):
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append(StoredObject(key, path.stat().st_size))
         return sorted(found, key=lambda entry: entry.key)
 
     def size(self, key: str) -> int | None:
@@ -183,12 +190,28 @@ class _Transient(StorageError):
     """An attempt failed in a way that another attempt may mend."""
 
 
+def _retry(attempt: Callable[[], T]) -> T:
+    """Call ``attempt`` until it does not raise ``_Transient``, or its time is used up; the last error is raised."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(_Transient),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+        stop=tenacity.stop_after_delay(RETRY_SECONDS),
+        before_sleep=lambda state: log.warning(
+            "storage: attempt %d failed, trying again: %s",
+            state.attempt_number,
+            state.outcome.exception() if state.outcome else "",
+        ),
+        reraise=True,
+    )
+    return retrying(attempt)
+
+
 class S3Store(Store):
     """A prefix in a bucket of any S3-compatible service."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
-        bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
+        bucket, _, prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
         if not bucket:
             raise UserError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")
         self.bucket = bucket
@@ -197,32 +220,33 @@ class S3Store(Store):
     def _call(self, key: str, operation: Callable[[Any], T]) -> T:
         """Run one operation until it succeeds, fails for good, or has used up its time."""
 
-        @tenacity.retry(
-            retry=tenacity.retry_if_exception_type(_Transient),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
-            stop=tenacity.stop_after_delay(RETRY_SECONDS),
-            before_sleep=lambda state: log.warning(
-                "storage: attempt %d failed, trying again: %s",
-                state.attempt_number,
-                state.outcome.exception() if state.outcome else "",
-            ),
-            reraise=True,
-        )
+        try:
+            client = _client()
+        except ValueError as error:
+            raise UserError(
+                f"{self.locate(key)}: {_one_line(error)}; write AWS_ENDPOINT_URL as http://HOST:PORT"
+            ) from None
+
         def attempt() -> T:
             try:
-                return operation(_client())
+                return operation(client)
             except botocore.exceptions.ClientError as error:
                 raise self._explain(key, error) from error
-            except botocore.exceptions.NoCredentialsError as error:
+            except (
+                botocore.exceptions.NoCredentialsError,
+                botocore.exceptions.PartialCredentialsError,
+                botocore.exceptions.ProfileNotFound,
+            ) as error:
                 raise UserError(
-                    f"{self.locate(key)}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                    f"{self.locate(key)}: no credentials ({_one_line(error)});"
+                    " set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 ) from error
             except botocore.exceptions.ParamValidationError as error:
                 raise UserError(f"{self.locate(key)}: not a valid bucket or key") from error
-            except (botocore.exceptions.BotoCoreError, boto3.exceptions.Boto3Error, OSError) as error:
+            except (botocore.exceptions.BotoCoreError, OSError) as error:
                 raise _Transient(f"{self.locate(key)}: {_one_line(error)}") from error
 
-        return attempt()
+        return _retry(attempt)
 
     def _explain(self, key: str, error: botocore.exceptions.ClientError) -> Exception:
         code = str(error.response.get("Error", {}).get("Code", ""))
@@ -234,6 +258,8 @@ class S3Store(Store):
                 f"{self.locate(key)}: {_client().meta.endpoint_url} refused the credentials ({code});"
                 " check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights of that key"
             )
+        if code == "InvalidRange" or status == 416:
+            return CorruptData(f"{self.locate(key)}: ends before the range that was asked for")
         if code in _MISSING or status == 404:
             return FileNotFoundError(f"{self.locate(key)}: not found")
         if status >= 500 or code in ("SlowDown", "RequestTimeout", "ConditionalRequestConflict") or status == 429:
@@ -251,9 +277,12 @@ class S3Store(Store):
         return self._get(key)
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
-        data = self._get(key, Range=f"bytes={start}-{stop - 1}")
+        try:
+            data = self._get(key, Range=f"bytes={start}-{stop - 1}")
+        except CorruptData:
+            raise CorruptData(f"{self.locate(key)}: ends at or before byte {start}, expected {stop}") from None
         if len(data) != stop - start:
-            raise CorruptData(f"{self.locate(key)}: got {len(data)} of the bytes {start} to {stop}")
+            raise CorruptData(f"{self.locate(key)}: ends at byte {start + len(data)}, expected {stop}")
         return data
 
     def write(self, key: str, data: bytes) -> None:
@@ -273,9 +302,6 @@ class S3Store(Store):
             return True
 
         return self._call(key, put) or self.read(key) == data
-
-    def upload(self, key: str, path: Path) -> None:
-        self._call(key, lambda client: client.upload_file(str(path), self.bucket, self.prefix + key))
 
     def list(self, prefix: str = "") -> list[StoredObject]:
         def pages(client: Any) -> list[StoredObject]:
@@ -306,6 +332,7 @@ def _client() -> Any:
     """One client a process: boto3 clients are thread-safe, and building one takes a good part of a second."""
     return boto3.client(
         "s3",
+        region_name=os.environ.get("AWS_REGION"),  # which boto3 itself does not read
         config=botocore.config.Config(
             signature_version="s3v4",
             s3={"addressing_style": "path" if os.environ.get("AWS_ENDPOINT_URL") else "auto"},
@@ -330,6 +357,10 @@ def open_store(uri: str) -> Store:
     Raises:
         UserError: the URI has another scheme or names no bucket.
     """
+    try:
+        check(uri)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if uri.startswith("s3://"):
         return S3Store(uri)
     if not uri or "://" in uri:
@@ -337,20 +368,24 @@ def open_store(uri: str) -> Store:
     return LocalStore(uri)
 
 
-def split(uri: str) -> tuple[str, str]:
-    """Split an object's URI into its folder's URI and its name: ``s3://b/p/x.json`` -> (``s3://b/p``, ``x.json``)."""
-    folder, _, name = uri.rpartition("/")
-    return folder or ("/" if uri.startswith("/") else "."), name
+def _download(uri: str) -> bytes:
+    try:
+        with urllib.request.urlopen(uri, timeout=60) as response:
+            body: bytes = response.read()
+            return body
+    except urllib.error.HTTPError as error:
+        if error.code >= 500 or error.code == 429:
+            raise _Transient(f"{uri}: {_one_line(error)}") from error
+        raise StorageError(f"{uri}: {_one_line(error)}") from error
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(getattr(error, "reason", None), ssl.SSLError):
+            raise StorageError(f"{uri}: {_one_line(error)}") from error
+        raise _Transient(f"{uri}: {_one_line(error)}") from error
 
 
 def read_uri(uri: str) -> bytes:
     """Read one whole object from a path, ``s3://`` or ``https://``."""
     if uri.startswith("https://"):
-        try:
-            with urllib.request.urlopen(uri, timeout=60) as response:
-                body: bytes = response.read()
-                return body
-        except OSError as error:
-            raise StorageError(f"{uri}: {_one_line(error)}") from error
+        return _retry(lambda: _download(uri))
     folder, name = split(uri)
     return open_store(folder).read(name)

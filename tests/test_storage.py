@@ -9,7 +9,6 @@ import datetime
 import hashlib
 import http.server
 import ipaddress
-import logging
 import os
 import signal
 import socket
@@ -30,6 +29,7 @@ from services import HOST, SeaweedFS, child_env, free_ports
 from autopainter import storage
 from autopainter.errors import CorruptData, StorageError, UserError
 from autopainter.storage import MULTIPART_BYTES, StoredObject, open_store
+from autopainter.uri import split
 
 CHILD = """
 import logging, sys
@@ -174,21 +174,6 @@ def test_a_store_ends_at_its_prefix(root):
     assert store.locate("a/b") == f"{root}/run/a/b"
 
 
-def test_an_upload_replaces_an_object_with_a_file(store, tmp_path):
-    file = tmp_path / "events.bin"
-    for data in (b"first", b"the second is longer"):
-        file.write_bytes(data)
-        store.upload("deep/down/events.bin", file)
-        assert store.read("deep/down/events.bin") == data
-
-
-def test_an_upload_of_a_file_that_is_not_there_fails_at_once(store, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(storage, "RETRY_SECONDS", 0.3)
-    with caplog.at_level(logging.WARNING), pytest.raises(FileNotFoundError, match="not-there"):
-        store.upload("key", tmp_path / "not-there")
-    assert not caplog.records  # no other attempt can help
-
-
 def test_a_thousand_and_more_objects(s3_uri):
     store = open_store(s3_uri)
     keys = [f"many/{number:04d}" for number in range(1003)]
@@ -200,7 +185,7 @@ def test_a_thousand_and_more_objects(s3_uri):
     assert [entry.key for entry in store.list()] == ["other"]
 
 
-def test_a_large_object(s3_uri, tmp_path):
+def test_a_large_object(s3_uri):
     store = open_store(s3_uri)
     data = os.urandom(MULTIPART_BYTES + 3)
     store.write("large", data)
@@ -208,10 +193,6 @@ def test_a_large_object(s3_uri, tmp_path):
     assert store.read("large") == data
     part = 8 << 20  # boto3's size of a part
     assert store.read_range("large", part - 5, part + 5) == data[part - 5 : part + 5]
-    file = tmp_path / "large"
-    file.write_bytes(data[::-1])
-    store.upload("large", file)
-    assert store.read("large") == data[::-1]
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "http://host/x", "s3://", "s3:///prefix"])
@@ -232,7 +213,7 @@ def test_other_kinds_of_places_are_refused(uri):
     ],
 )
 def test_split(uri, parts):
-    assert storage.split(uri) == parts
+    assert split(uri) == parts
 
 
 # Folders
@@ -320,7 +301,7 @@ def test_the_child_itself_works(s3, s3_uri):
 @pytest.mark.parametrize(
     "code",
     ["store.list()", "store.write('a', b'1')", "store.create('a', b'1')", "store.read_range('a', 0, 9)",
-     "store.delete(['a'])", "store.write('a', bytes(17 << 20))", "store.upload('a', Path('/proc/self/stat'))"],
+     "store.delete(['a'])", "store.write('a', bytes(17 << 20))"],
 )  # fmt: skip
 @pytest.mark.parametrize(
     ("bucket", "changes", "words"),

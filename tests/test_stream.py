@@ -21,6 +21,7 @@ from autopainter.data import hints, manifest, pack, samples, sources, stream
 from autopainter.data.stream import TrainingStream, validation_batches
 from autopainter.errors import CorruptData, UserError
 from autopainter.seeding import Use
+from autopainter.uri import split
 
 FIELDS = ("sketch", "color", "hint", "dropout")
 
@@ -63,7 +64,7 @@ def data(dataset):
 @pytest.fixture
 def copied(dataset, s3_uri):
     """The data set again, to be damaged: (manifest, store)."""
-    source, store = storage.open_store(storage.split(dataset)[0]), storage.open_store(s3_uri)
+    source, store = storage.open_store(split(dataset)[0]), storage.open_store(s3_uri)
     for entry in source.list():
         store.write(entry.key, source.read(entry.key))
     return manifest.load(f"{s3_uri}/manifest.json"), store

@@ -6,11 +6,13 @@ continued must find the same one.
 
 import hashlib
 import json
+import operator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from autopainter import storage
 from autopainter.errors import CorruptData, StorageError, UserError
+from autopainter.uri import split
 
 FORMAT = "autopainter-manifest"
 VERSION = 1
@@ -92,14 +94,27 @@ def _encode_shard(shard: Shard) -> dict[str, Any]:
 
 
 def decode_shard(entry: dict[str, Any]) -> Shard:
-    """The inverse of what ``encode`` writes for one shard."""
-    return Shard(
+    """The inverse of what ``encode`` writes for one shard; ``ValueError`` if its numbers do not fit together."""
+    shard = Shard(
         key=entry["key"],
         bytes=entry["bytes"],
         sha256=entry["sha256"],
         samples=tuple(Sample(key, (a, b), (c, d)) for key, a, b, c, d in entry["samples"]),
-        chunks=tuple(Chunk(*chunk) for chunk in entry["chunks"]),
+        chunks=tuple(Chunk(*map(operator.index, chunk)) for chunk in entry["chunks"]),
     )
+    if shard.key.startswith("/") or ".." in shard.key.split("/"):
+        raise ValueError(f"{shard.key} is not beside the manifest")
+    first = 0
+    for chunk in shard.chunks:
+        members = shard.samples[chunk.first : chunk.first + chunk.samples]
+        spans = [span for sample in members for span in (sample.color, sample.sketch)]
+        inside = all(chunk.start <= start and start + length <= chunk.stop for start, length in spans)
+        if chunk.first != first or len(members) != chunk.samples or not members or not inside:
+            raise ValueError(f"{shard.key}: the chunk at sample {chunk.first} does not fit its samples")
+        first += chunk.samples
+    if first != len(shard.samples):
+        raise ValueError(f"{shard.key}: {len(shard.samples)} samples, but chunks of {first}")
+    return shard
 
 
 def load(uri: str) -> Manifest:
@@ -135,4 +150,4 @@ def load(uri: str) -> Manifest:
         info = dict(document["info"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptData(f"data.manifest: {uri}: damaged: {error}") from None
-    return Manifest(info, splits, storage.split(uri)[0], hashlib.sha256(data).hexdigest())
+    return Manifest(info, splits, split(uri)[0], hashlib.sha256(data).hexdigest())

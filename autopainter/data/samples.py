@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from autopainter import seeding
 from autopainter.config import Config
 from autopainter.data import hints
+from autopainter.data.sources import BrokenInput, check_pixels
 from autopainter.errors import CorruptData
 from autopainter.seeding import Use
 
@@ -19,8 +20,13 @@ def decode(color: bytes, sketch: bytes, name: str) -> tuple[Image, Image]:
     """Decode a pair's image files: uint8 [H, W, 3] RGB and uint8 [H, W].
 
     Raises:
-        CorruptData: one of them is no image, or their sizes differ.
+        CorruptData: one of them is no image or too large a one, or their sizes differ.
     """
+    try:
+        check_pixels(color)
+        check_pixels(sketch)
+    except BrokenInput as error:
+        raise CorruptData(f"{name}: {error}") from None
     pixels = cv2.imdecode(np.frombuffer(color, np.uint8), cv2.IMREAD_COLOR_RGB)
     lines = cv2.imdecode(np.frombuffer(sketch, np.uint8), cv2.IMREAD_GRAYSCALE)
     if pixels is None or lines is None or pixels.shape[:2] != lines.shape:

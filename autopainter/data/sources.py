@@ -176,6 +176,24 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         raise BrokenInput(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
+def check_pixels(data: bytes) -> None:
+    """Check, from an image file's header alone, that it is one and has at most ``MAX_PIXELS`` pixels.
+
+    Raises:
+        BrokenInput: it is not.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PIL.Image.open(io.BytesIO(data)) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise BrokenInput(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
+    except (PIL.UnidentifiedImageError, OSError, SyntaxError):
+        raise BrokenInput("not an image") from None
+    except PIL.Image.DecompressionBombError:
+        raise BrokenInput(f"more than {MAX_PIXELS} pixels") from None
+
+
 def _to_rgb(image: PIL.Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):  # 16 bit grey
         high = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)

@@ -25,7 +25,7 @@ from autopainter.data import samples
 from autopainter.data.manifest import Chunk, Manifest, Sample, Shard
 from autopainter.data.plan import Order, step_positions
 from autopainter.data.samples import Image
-from autopainter.errors import CorruptData
+from autopainter.errors import CorruptData, StorageError
 
 _CHECKSUM_ATTEMPTS = 3
 
@@ -85,11 +85,17 @@ class Split:
         """Read one chunk and check it.
 
         Raises:
-            CorruptData: its checksum is wrong each time it is read.
+            CorruptData: its checksum is wrong each time it is read, or the shard ends before it.
+            StorageError: it cannot be read, or the shard is gone.
         """
         shard, chunk = self.chunks[index]
         for _ in range(_CHECKSUM_ATTEMPTS):
-            data = self.store.read_range(shard.key, chunk.start, chunk.stop)
+            try:
+                data = self.store.read_range(shard.key, chunk.start, chunk.stop)
+            except FileNotFoundError:
+                raise StorageError(
+                    f"{self.store.locate(shard.key)}: not found; the data set was changed under the run"
+                ) from None
             self.bytes_read += len(data)
             checksum = zlib.crc32(data)
             if checksum == chunk.crc32:

@@ -24,6 +24,7 @@ from torch import nn
 from autopainter import storage
 from autopainter.config import FeatureLayer
 from autopainter.errors import StorageError, UserError
+from autopainter.uri import split
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def make(destination: str, layer: FeatureLayer, torchvision_file: Path | None = 
     Raises:
         UserError: the published file cannot be had or is not the expected one.
     """
-    folder, name = storage.split(destination)
+    folder, name = split(destination)
     store = storage.open_store(folder)
     if store.size(name) is not None and hashlib.sha256(store.read(name)).hexdigest() == _SHA256[layer]:
         return False
