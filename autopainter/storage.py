@@ -220,16 +220,9 @@ class S3Store(Store):
     def _call(self, key: str, operation: Callable[[Any], T]) -> T:
         """Run one operation until it succeeds, fails for good, or has used up its time."""
 
-        try:
-            client = _client()
-        except ValueError as error:
-            raise UserError(
-                f"{self.locate(key)}: {_one_line(error)}; write AWS_ENDPOINT_URL as http://HOST:PORT"
-            ) from None
-
         def attempt() -> T:
             try:
-                return operation(client)
+                return operation(_client())
             except botocore.exceptions.ClientError as error:
                 raise self._explain(key, error) from error
             except (
@@ -245,6 +238,10 @@ class S3Store(Store):
                 raise UserError(f"{self.locate(key)}: not a valid bucket or key") from error
             except (botocore.exceptions.BotoCoreError, OSError) as error:
                 raise _Transient(f"{self.locate(key)}: {_one_line(error)}") from error
+            except ValueError as error:  # of making the client
+                raise UserError(
+                    f"{self.locate(key)}: {_one_line(error)}; write AWS_ENDPOINT_URL as http://HOST:PORT"
+                ) from None
 
         return _retry(attempt)
 
