@@ -28,7 +28,8 @@ from services import HOST, SeaweedFS, child_env, free_ports
 
 from autopainter import storage
 from autopainter.errors import CorruptData, StorageError, UserError
-from autopainter.storage import MULTIPART_BYTES, StoredObject, open_store
+from autopainter.storage import StoredObject, open_store
+from autopainter.storage.s3 import MULTIPART_BYTES
 from autopainter.uri import split
 
 CHILD = """
@@ -338,7 +339,7 @@ def test_unfit_settings_are_said_at_once(s3, s3_uri, changes, words):
 
 def test_the_region_is_taken_from_the_environment(s3, s3_uri):
     settings = {name: value for name, value in s3.env.items() if name != "AWS_DEFAULT_REGION"}
-    code = "assert storage._client().meta.region_name == 'eu-north-1', storage._client().meta.region_name"
+    code = "assert storage.s3.shared_client().meta.region_name == 'eu-north-1', storage.s3.shared_client().meta.region_name"
     assert succeeds(code, s3_uri, {**settings, "AWS_REGION": "eu-north-1"}) is True
 
 

@@ -1,0 +1,61 @@
+"""One small interface over local folders and S3: the only module that knows where bytes live.
+
+A *store* is opened on a folder or an ``s3://bucket/prefix`` and speaks in keys relative to it. Writes are atomic: a
+reader sees the old object or the whole new one. Every S3 operation is retried with back-off inside a total time
+budget; credentials and endpoint come from the environment or the platform's identity (AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION, web identity), never from a URI.
+"""
+
+import http.client
+import ssl
+import urllib.error
+import urllib.request
+
+from autopainter.errors import StorageError, UserError
+from autopainter.storage.local import LocalStore
+from autopainter.storage.retry import Transient, one_line, retry
+from autopainter.storage.s3 import S3Store
+from autopainter.storage.store import Store, StoredObject
+from autopainter.uri import check, split
+
+__all__ = ["LocalStore", "S3Store", "Store", "StoredObject", "open_store", "read_uri"]
+
+
+def open_store(uri: str) -> Store:
+    """Open a folder path or an ``s3://bucket/prefix`` URI; nothing is contacted yet.
+
+    Raises:
+        UserError: the URI has another scheme or names no bucket.
+    """
+    try:
+        check(uri)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if uri.startswith("s3://"):
+        return S3Store(uri)
+    if not uri or "://" in uri:
+        raise UserError(f"{uri!r}: unknown kind of storage; use a folder or s3://BUCKET/PREFIX")
+    return LocalStore(uri)
+
+
+def read_uri(uri: str) -> bytes:
+    """Read one whole object from a path, ``s3://`` or ``https://``."""
+    if uri.startswith("https://"):
+        return retry(lambda: _download(uri))
+    folder, name = split(uri)
+    return open_store(folder).read(name)
+
+
+def _download(uri: str) -> bytes:
+    try:
+        with urllib.request.urlopen(uri, timeout=60) as response:
+            body: bytes = response.read()
+            return body
+    except urllib.error.HTTPError as error:
+        if error.code >= 500 or error.code == 429:
+            raise Transient(f"{uri}: {one_line(error)}") from error
+        raise StorageError(f"{uri}: {one_line(error)}") from error
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(getattr(error, "reason", None), ssl.SSLError):
+            raise StorageError(f"{uri}: {one_line(error)}") from error
+        raise Transient(f"{uri}: {one_line(error)}") from error

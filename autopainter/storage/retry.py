@@ -1,0 +1,41 @@
+"""Trying again, with back-off and a budget of time."""
+
+import logging
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+
+from autopainter.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = float(os.environ.get("AUTOPAINTER_STORAGE_RETRY_SECONDS", "60"))
+"""Total time that one operation may spend on retries before it fails."""
+
+T = TypeVar("T")
+
+
+class Transient(StorageError):
+    """An attempt failed in a way that another attempt may mend."""
+
+
+def retry(attempt: Callable[[], T]) -> T:
+    """Call ``attempt`` until it does not raise ``Transient``, or its time is used up; the last error is raised."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(Transient),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+        stop=tenacity.stop_after_delay(RETRY_SECONDS),
+        before_sleep=lambda state: log.warning(
+            "storage: attempt %d failed, trying again: %s",
+            state.attempt_number,
+            state.outcome.exception() if state.outcome else "",
+        ),
+        reraise=True,
+    )
+    return retrying(attempt)
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

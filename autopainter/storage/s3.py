@@ -1,0 +1,162 @@
+"""S3 and the many services that speak its protocol."""
+
+import functools
+import io
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import boto3
+import botocore.config
+import botocore.exceptions
+
+from autopainter.errors import CorruptData, StorageError, UserError
+from autopainter.storage.retry import Transient, one_line, retry
+from autopainter.storage.store import Store, StoredObject
+
+MULTIPART_BYTES = 16 << 20
+"""Objects larger than this are uploaded in parts, in parallel."""
+
+_DELETE_KEYS = 1000  # what one request of S3 can delete
+_MISSING = {"404", "NoSuchKey", "NotFound"}
+_REFUSED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "Forbidden"}
+
+T = TypeVar("T")
+
+
+class S3Store(Store):
+    """A prefix in a bucket of any S3-compatible service."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        bucket, _, prefix = uri.removeprefix("s3://").rstrip("/").partition("/")
+        if not bucket:
+            raise UserError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")
+        self.bucket = bucket
+        self.prefix = f"{prefix}/" if prefix else ""
+
+    def _call(self, key: str, operation: Callable[[Any], T]) -> T:
+        """Run one operation until it succeeds, fails for good, or has used up its time."""
+
+        def attempt() -> T:
+            try:
+                return operation(shared_client())
+            except botocore.exceptions.ClientError as error:
+                raise self._explain(key, error) from error
+            except (
+                botocore.exceptions.NoCredentialsError,
+                botocore.exceptions.PartialCredentialsError,
+                botocore.exceptions.ProfileNotFound,
+            ) as error:
+                raise UserError(
+                    f"{self.locate(key)}: no credentials ({one_line(error)});"
+                    " set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                ) from error
+            except botocore.exceptions.ParamValidationError as error:
+                raise UserError(f"{self.locate(key)}: not a valid bucket or key") from error
+            except (botocore.exceptions.BotoCoreError, OSError) as error:
+                raise Transient(f"{self.locate(key)}: {one_line(error)}") from error
+            except ValueError as error:  # of making the client
+                raise UserError(
+                    f"{self.locate(key)}: {one_line(error)}; write AWS_ENDPOINT_URL as http://HOST:PORT"
+                ) from None
+
+        return retry(attempt)
+
+    def _explain(self, key: str, error: botocore.exceptions.ClientError) -> Exception:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if code == "NoSuchBucket":
+            return UserError(f"{self.uri}: there is no bucket {self.bucket!r} at {shared_client().meta.endpoint_url}")
+        if code in _REFUSED or status in (401, 403):
+            return UserError(
+                f"{self.locate(key)}: {shared_client().meta.endpoint_url} refused the credentials ({code});"
+                " check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights of that key"
+            )
+        if code == "InvalidRange" or status == 416:
+            return CorruptData(f"{self.locate(key)}: ends before the range that was asked for")
+        if code in _MISSING or status == 404:
+            return FileNotFoundError(f"{self.locate(key)}: not found")
+        if status >= 500 or code in ("SlowDown", "RequestTimeout", "ConditionalRequestConflict") or status == 429:
+            return Transient(f"{self.locate(key)}: {code} (HTTP {status})")
+        return StorageError(f"{self.locate(key)}: {one_line(error)}")
+
+    def _get(self, key: str, **options: str) -> bytes:
+        def get(client: Any) -> bytes:
+            body: bytes = client.get_object(Bucket=self.bucket, Key=self.prefix + key, **options)["Body"].read()
+            return body
+
+        return self._call(key, get)
+
+    def read(self, key: str) -> bytes:
+        return self._get(key)
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        try:
+            data = self._get(key, Range=f"bytes={start}-{stop - 1}")
+        except CorruptData:
+            raise CorruptData(f"{self.locate(key)}: ends at or before byte {start}, expected {stop}") from None
+        if len(data) != stop - start:
+            raise CorruptData(f"{self.locate(key)}: ends at byte {start + len(data)}, expected {stop}")
+        return data
+
+    def write(self, key: str, data: bytes) -> None:
+        if len(data) > MULTIPART_BYTES:
+            self._call(key, lambda client: client.upload_fileobj(io.BytesIO(data), self.bucket, self.prefix + key))
+        else:
+            self._call(key, lambda client: client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data))
+
+    def create(self, key: str, data: bytes) -> bool:
+        def put(client: Any) -> bool:
+            try:
+                client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data, IfNoneMatch="*")
+            except botocore.exceptions.ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 412:
+                    raise
+                return False
+            return True
+
+        return self._call(key, put) or self.read(key) == data
+
+    def list(self, prefix: str = "") -> list[StoredObject]:
+        def pages(client: Any) -> list[StoredObject]:
+            paginator = client.get_paginator("list_objects_v2")
+            return [
+                StoredObject(entry["Key"].removeprefix(self.prefix), entry["Size"])
+                for page in paginator.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+                for entry in page.get("Contents", ())
+                if not entry["Key"].endswith("/")
+            ]
+
+        return sorted(self._call(prefix, pages), key=lambda entry: entry.key)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        names = [{"Key": self.prefix + key} for key in keys]
+        for first in range(0, len(names), _DELETE_KEYS):
+            batch = {"Objects": names[first : first + _DELETE_KEYS], "Quiet": True}
+            self._call("", functools.partial(self._delete, batch))
+
+    def _delete(self, batch: dict[str, Any], client: Any) -> None:
+        answer = client.delete_objects(Bucket=self.bucket, Delete=batch)
+        for error in answer.get("Errors", ()):
+            raise StorageError(f"{self.locate('')}: {error.get('Key')} cannot be deleted: {error.get('Code')}")
+
+
+@functools.cache
+def shared_client() -> Any:
+    """One client a process: boto3 clients are thread-safe, and building one takes a good part of a second."""
+    return boto3.client(
+        "s3",
+        region_name=os.environ.get("AWS_REGION"),  # which boto3 itself does not read
+        config=botocore.config.Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path" if os.environ.get("AWS_ENDPOINT_URL") else "auto"},
+            retries={"total_max_attempts": 1},  # _call retries, the reading of the body included
+            connect_timeout=10,
+            read_timeout=30,
+            max_pool_connections=64,
+            # Many S3 services other than AWS do not know the newer default checksums.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )

@@ -1,0 +1,56 @@
+"""What every kind of storage offers."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """A name and its size, as ``Store.list`` finds them."""
+
+    key: str
+    bytes: int
+
+
+class Store(ABC):
+    """Objects under one root. Keys are relative, with ``/`` between their parts.
+
+    All methods raise ``FileNotFoundError`` for an object that is not there, ``UserError`` for what the user must mend
+    (no such bucket, refused credentials) and ``StorageError`` for what kept failing after all retries.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+
+    def locate(self, key: str) -> str:
+        """The full URI of a key, for messages."""
+        return f"{self.uri}/{key}" if key else self.uri
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """The whole object."""
+
+    @abstractmethod
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of an object; ``CorruptData`` if the object ends before ``stop``."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Create or replace an object."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Create an object if there is none; True if it now holds exactly ``data`` (so a retried create is true)."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[StoredObject]:
+        """All objects whose key begins with ``prefix``, sorted by key."""
+
+    @abstractmethod
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; those that are not there are passed over."""
+
+    def size(self, key: str) -> int | None:
+        """Size of an object in bytes, None if there is none."""
+        return next((found.bytes for found in self.list(key) if found.key == key), None)
