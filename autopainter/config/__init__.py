@@ -1,0 +1,10 @@
+"""The whole configuration of a run: typed, validated, documented.
+
+Values come, the later winning, from the defaults here, a YAML file, environment variables
+(``AUTOPAINTER__TRAIN__STEPS=100``) and the command line (``--set train.steps=100``).
+"""
+
+from autopainter.config.loading import ENVIRONMENT_PREFIX, fields, load, restore
+from autopainter.config.sections import Config, FeatureLayer, Hints, Norm, flatten
+
+__all__ = ["ENVIRONMENT_PREFIX", "Config", "FeatureLayer", "Hints", "Norm", "fields", "flatten", "load", "restore"]
