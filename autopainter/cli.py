@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import yaml
 
 from autopainter import __version__
 from autopainter.config import ENVIRONMENT_PREFIX, Config, fields, load
@@ -136,6 +137,7 @@ def pack() -> None:
 def pack_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of every kind of source."""
     for option in (
+        click.option("--dry-run", is_flag=True, help="Print what would be packed, and stop."),
         click.option("--overwrite", is_flag=True, help="Replace a data set that is there."),
         click.option("--workers", type=click.IntRange(min=1), help="Processes; one for each core if not given."),
         click.option("--limit", type=int, help="Pack only so many pictures."),
@@ -175,10 +177,17 @@ def images(pictures: str, destination: str, size: int, fit: Any, **options: Any)
     _pack(ColorImages(pictures, size, fit), destination, **options)
 
 
-def _pack(source: Any, destination: str, overwrite: bool, workers: int | None, **options: Any) -> None:
+def _pack(source: Any, destination: str, overwrite: bool, workers: int | None, dry_run: bool, **options: Any) -> None:
     from autopainter.data.pack import PackOptions, pack
+    from autopainter.data.shard import plan_shards
     from autopainter.progress import progress_bar
 
+    if dry_run:
+        plans = plan_shards(source.items(), PackOptions(**options))
+        click.echo(yaml.safe_dump({"source": source.info(), "options": options}, sort_keys=False), nl=False)
+        pictures = sum(len(plan.items) for plan in plans)
+        click.echo(f"# packs {pictures} pictures into {len(plans)} shards in {destination}")
+        return
     with progress_bar("packing") as progress:
         result = pack(source, destination, PackOptions(**options), workers=workers, overwrite=overwrite,
                       progress=progress)  # fmt: skip
@@ -214,13 +223,23 @@ def _pack(source: Any, destination: str, overwrite: bool, workers: int | None, *
     metavar="PATH",
     help="PNG file for one sketch; a folder for several.",
 )
+@click.option("--dry-run", is_flag=True, help="Print the run's configuration and what would be painted, and stop.")
 def paint(
-    sketches: tuple[Path, ...], run_uri: str, step: int | None, hints_file: Path | None, size: int | None, output: Path
+    sketches: tuple[Path, ...],
+    run_uri: str,
+    step: int | None,
+    hints_file: Path | None,
+    size: int | None,
+    output: Path,
+    dry_run: bool,
 ) -> None:
     """Paint sketches with a trained run."""
     from autopainter.paint import Painter, paint_files
 
     painter = Painter.load(run_uri, step)
+    if dry_run:
+        print_plan(painter.config, f"paints {len(sketches)} sketch(es) into {output} with step {painter.step}")
+        return
     for written in paint_files(painter, sketches, hints_file, size, output):
         click.echo(written)
 

@@ -142,7 +142,8 @@ class _Reporter:
             "identity": self.config.identity(),
             "config": self.config.model_dump(mode="json"),
         }
-        self.metrics = Metrics(self.config.run.name, self.config.telemetry.prometheus_port)
+        telemetry = self.config.telemetry
+        self.metrics = Metrics(self.config.run.name, telemetry.prometheus_port, telemetry.prometheus_host)
         self.checkpoints = CheckpointWriter(run, attempt, self.config.checkpoint.keep, meta, self.metrics.checkpointed)
         self.events = EventWriter(run, attempt, start, self.config.telemetry.upload_seconds)
         self.validation = next(validation_batches(manifest, self.config, self.config.telemetry.images))

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from services import RayCluster, SeaweedFS, TensorBoard, child_env, stop_recorded
+from services import RayCluster, SeaweedFS, TensorBoard, child_env, free_ports, stop_recorded
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Path("job/configs/quickstart.yaml")
-WORKERS = 2
+CPU_WORKERS = 2
 SERVICES = "services.jsonl"
 
 
@@ -61,13 +62,15 @@ def main_job(folder: Path, size: int, steps: int | None, keep_running: bool, sta
                  "--size", str(size * 3 // 2))  # fmt: skip
         with stages.stage("vgg", "Fetching the VGG16 layers of the feature loss"):
             _run(storage.env, "autopainter", "vgg", "--output", weights)
-        with stages.stage("train", f"Training on a local Ray cluster, {WORKERS} workers"), RayCluster(
-            num_cpus=max(os.cpu_count() or 1, WORKERS), env=storage.env
+        with stages.stage("train", "Training on a local Ray cluster"), RayCluster(
+            num_cpus=max(os.cpu_count() or 1, CPU_WORKERS), env=storage.env
         ) as ray:  # fmt: skip
             ray.record(services_file)
             click.echo(f"Ray dashboard: {ray.dashboard_url}", err=True)
             settings = [f"run.name={run}", f"data.manifest={manifest}", f"data.image_size={size}"]
-            settings += [f"loss.vgg_weights={weights}"] + ([f"train.steps={steps}"] if steps else [])
+            settings += [f"loss.vgg_weights={weights}", *_hardware_settings()]
+            settings += [f"train.steps={steps}"] if steps else []
+            settings += ["telemetry.prometheus_host=127.0.0.1", f"telemetry.prometheus_port={free_ports(1)[0]}"]
             options = [option for setting in settings for option in ("--set", setting)]
             _run(storage.env | ray.env, "python", "job/train.py", "--config", str(CONFIG), *options)
         with stages.stage("paint", "Painting the held-out sketches"):
@@ -85,6 +88,17 @@ def main_job(folder: Path, size: int, steps: int | None, keep_running: bool, sta
         else:
             click.echo("TensorBoard:       bash scripts/quickstart.sh --keep-running")
         click.echo("Train further:     bash scripts/quickstart.sh --steps N   (continues from the last checkpoint)")
+
+
+def _hardware_settings() -> list[str]:
+    """A worker for each GPU, else two on the CPU; bfloat16 where the hardware multiplies in it."""
+    if shutil.which("nvidia-smi"):
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+        if gpus := listed.stdout.count("GPU "):
+            return [f"cluster.workers={max(workers for workers in (1, 2, 4, 8) if workers <= gpus)}"]
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    fast = "amx_bf16" in cpu or "avx512_bf16" in cpu
+    return [f"cluster.workers={CPU_WORKERS}", f"train.precision={'bfloat16' if fast else 'float32'}"]
 
 
 def _credentials(folder: Path) -> tuple[str, str]:

@@ -141,6 +141,14 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert objects(runs_uri) == []
 
 
+def test_a_dry_run_of_packing_says_what_it_would_do(pictures: Path, s3_uri: str) -> None:
+    done = call([*AUTOPAINTER, "pack", "images", str(pictures), s3_uri, "--size", "32", "--dry-run"])
+    assert done.returncode == 0, done.stderr
+    assert "kind: color-images" in done.stdout
+    assert f"# packs 90 pictures into 2 shards in {s3_uri}" in done.stdout
+    assert objects(s3_uri) == []
+
+
 def test_an_empty_folder_cannot_be_packed(tmp_path: Path, s3_uri: str) -> None:
     (tmp_path / "empty").mkdir()
     done = call([*AUTOPAINTER, "pack", "images", str(tmp_path / "empty"), s3_uri])

@@ -4,6 +4,7 @@ Run: pytest tests/test_quickstart.py
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -66,11 +67,16 @@ def test_from_nothing_to_painted_pictures(folder: Path, marker: str) -> None:
 def test_ctrl_c_leaves_nothing_and_the_next_call_continues(folder: Path, marker: str) -> None:
     program = quickstart(folder, "--steps", "100000")
     assert program.stdout is not None
+    continued = False
     for line in program.stdout:
-        if "continuing run s3://runs/quickstart-32 from its checkpoint of step 20" in line:
+        continued |= "continuing run s3://runs/quickstart-32 from its checkpoint of step 20" in line
+        if match := re.search(r"metrics at (http://127.0.0.1:\d+/metrics)", line):
             break
     else:
-        pytest.fail("the run was not continued")
+        pytest.fail("the run ended by itself")
+    assert continued
+    served = urllib.request.urlopen(match[1], timeout=30).read().decode()
+    assert 'autopainter_images_total{run="quickstart-32"}' in served
     os.killpg(program.pid, signal.SIGINT)
     rest = program.communicate(timeout=60)[0]
     assert program.returncode == 130, rest

@@ -161,7 +161,9 @@ class Telemetry(Section):
     upload_seconds: float = pydantic.Field(30, gt=0)
     """Time between uploads of the event file (each uploads the whole file)."""
     prometheus_port: int = pydantic.Field(0, ge=0, le=65535)
-    """Port of the metrics endpoint, one a node; 0: none."""
+    """Port of the metrics endpoint of worker 0; 0: none."""
+    prometheus_host: str = "0.0.0.0"
+    """Address that the metrics endpoint listens on; 127.0.0.1 hides it from the network."""
 
 
 class Cluster(Section):

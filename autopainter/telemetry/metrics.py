@@ -15,9 +15,10 @@ class Metrics:
     Args:
         run: name of the run, a label of every metric.
         port: port of the endpoint; 0: none. A port that is taken is a warning, not the end of the run.
+        host: address that it listens on.
     """
 
-    def __init__(self, run: str, port: int) -> None:
+    def __init__(self, run: str, port: int, host: str = "0.0.0.0") -> None:
         self.registry = CollectorRegistry()
         labels = {"labelnames": ("run",), "registry": self.registry}
 
@@ -44,8 +45,8 @@ class Metrics:
         self.checkpoint_failures = counter("checkpoint_failures_total", "Checkpoints that could not be written")
         if port:
             try:
-                self._server, self._thread = start_http_server(port, registry=self.registry)
-                log.info("metrics at port %d", port)
+                self._server, self._thread = start_http_server(port, host, registry=self.registry)
+                log.info("metrics at http://%s:%d/metrics", host, port)
             except OSError as error:
                 log.warning("telemetry.prometheus_port: %d cannot be opened, no metrics: %s", port, error.strerror)
                 port = 0
