@@ -54,7 +54,7 @@ def evaluate_run(run_uri: str, step: int | None, sheet: Path | None, samples: in
         run_uri: folder or s3:// URI of the run.
         step: a saved step; none: the newest.
         sheet: PNG file for a contact sheet.
-        samples: samples in the sheet, spread over the split.
+        samples: samples in the sheet: the first of the split whose sketches differ.
 
     Returns:
         Scores by name: ``sketch`` (what the bare sketch would score), ``painted`` and ``painted with hints``.
@@ -62,19 +62,16 @@ def evaluate_run(run_uri: str, step: int | None, sheet: Path | None, samples: in
     painter = Painter.load(run_uri, step)
     manifest = manifests.load(painter.config.data.manifest)
     scores = {"sketch": Score(), "painted": Score(), "painted with hints": Score()}
-    total = sum(len(shard.samples) for shard in manifest.split("validation"))
-    picked: list[tuple[Batch, torch.Tensor, torch.Tensor]] = []
-    first = 0
+    picked: dict[bytes, tuple[Batch, torch.Tensor, torch.Tensor]] = {}
     for batch in validation_batches(manifest, painter.config, _BATCH):
         plain, hinted = paint_both(painter.batch, batch)
         for name, painted in zip(scores, (batch.sketch.expand_as(batch.color), plain, hinted), strict=True):
             scores[name].add(painted, batch.color)
         for row in range(len(batch.keys)):
-            if (first + row) * samples // total != (first + row + 1) * samples // total:
-                rows = slice(row, row + 1)
-                picked.append((batch.part(rows), plain[rows], hinted[rows]))
-        first += len(batch.keys)
+            rows = slice(row, row + 1)
+            if len(picked) < samples:
+                picked.setdefault(batch.sketch[row].numpy().tobytes(), (batch.part(rows), plain[rows], hinted[rows]))
     if sheet:
         columns = _SHEET_COLUMNS if len(picked) > 1 else 1
-        write_png(sheet, contact_sheet(picked, columns=columns, tile=_SHEET_TILE))
+        write_png(sheet, contact_sheet(picked.values(), columns=columns, tile=_SHEET_TILE))
     return scores

@@ -79,7 +79,7 @@ def main_job(folder: Path, size: int, steps: int | None, keep_running: bool, sta
         click.echo(f"\nSeconds of each stage:\n{stages.table()}")
         click.echo(f"\nPainted pictures:  {sheet}")
         if keep_running:
-            board = TensorBoard(f"s3://runs/{run}/events", storage.env, detach=True)
+            board = TensorBoard("s3://runs", storage.env, detach=True)
             services.enter_context(board)
             board.record(services_file)
             click.echo(f"TensorBoard:       {board.url}")
