@@ -17,6 +17,8 @@ from autopainter.storage.store import Store, StoredObject
 MULTIPART_BYTES = 16 << 20
 """Objects larger than this are uploaded in parts, in parallel."""
 
+_CUSTOM_ENDPOINT = {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}  # variables of a service other than AWS
+
 _DELETE_KEYS = 1000  # what one request of S3 can delete
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _REFUSED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "Forbidden"}
@@ -150,7 +152,7 @@ def shared_client() -> Any:
         region_name=os.environ.get("AWS_REGION"),  # which boto3 itself does not read
         config=botocore.config.Config(
             signature_version="s3v4",
-            s3={"addressing_style": "path" if os.environ.get("AWS_ENDPOINT_URL") else "auto"},
+            s3={"addressing_style": "path" if _CUSTOM_ENDPOINT & os.environ.keys() else "auto"},
             retries={"total_max_attempts": 1},  # _call retries, the reading of the body included
             connect_timeout=10,
             read_timeout=30,
