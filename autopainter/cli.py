@@ -40,17 +40,24 @@ def exit_code_of(command: Callable[[], Any], program: str) -> int:
     return code
 
 
-def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every command that takes a configuration."""
-    for option in (
-        click.option("--dry-run", is_flag=True, help="Print the resolved configuration and what would run, and stop."),
-        click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True,
-                     help="Override a field, such as train.steps=100; may be given again."),
-        click.option("--config", "path", metavar="FILE", type=click.Path(dir_okay=False), required=True,
-                     help="YAML file, such as job/configs/quickstart.yaml."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+def _options(*options: Callable[..., Any]) -> Callable[..., Any]:
+    """One decorator of several options, which help shows in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+config_options = _options(
+    click.option("--config", "path", metavar="FILE", type=click.Path(dir_okay=False), required=True,
+                 help="YAML file, such as job/configs/quickstart.yaml."),
+    click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True,
+                 help="Override a field, such as train.steps=100; may be given again."),
+    click.option("--dry-run", is_flag=True, help="Print the resolved configuration and what would run, and stop."),
+)  # fmt: skip
 
 
 def print_plan(config: Config, what: str) -> None:
@@ -134,19 +141,15 @@ def pack() -> None:
     """Pack pictures into WebDataset shards with a manifest, on a folder or s3://; run again to continue."""
 
 
-def pack_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every kind of source."""
-    for option in (
-        click.option("--dry-run", is_flag=True, help="Print what would be packed, and stop."),
-        click.option("--overwrite", is_flag=True, help="Replace a data set that is there."),
-        click.option("--workers", type=click.IntRange(min=1), help="Processes; one for each core if not given."),
-        click.option("--limit", type=int, help="Pack only so many pictures."),
-        click.option("--shard-samples", type=int, default=512, show_default=True, help="Samples of a shard."),
-        click.option("--validation", type=float, default=0.05, show_default=True, help="Share that is held out."),
-        click.option("--size", type=int, default=512, show_default=True, help="Edge of the squares in pixels."),
-    ):
-        command = option(command)
-    return command
+pack_options = _options(
+    click.option("--size", type=int, default=512, show_default=True, help="Edge of the squares in pixels."),
+    click.option("--validation", type=float, default=0.05, show_default=True, help="Share that is held out."),
+    click.option("--shard-samples", type=int, default=512, show_default=True, help="Samples of a shard."),
+    click.option("--limit", type=int, help="Pack only so many pictures."),
+    click.option("--workers", type=click.IntRange(min=1), help="Processes; one for each core if not given."),
+    click.option("--overwrite", is_flag=True, help="Replace a data set that is there."),
+    click.option("--dry-run", is_flag=True, help="Print what would be packed, and stop."),
+)
 
 
 @pack.command()

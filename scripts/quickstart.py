@@ -121,7 +121,10 @@ def _run(env: dict[str, str], program: str, *arguments: str) -> None:
     command = [str(Path(sys.executable).parent / program), *arguments]
     done = subprocess.run(command, cwd=ROOT, env=child_env(env))
     if done.returncode:
-        click.echo(f"quickstart: '{program} {arguments[0]}' ended with exit code {done.returncode}", err=True)
+        click.echo(
+            f"quickstart: '{program} {arguments[0]}' ended with exit code {done.returncode}; call again to continue",
+            err=True,
+        )
         sys.exit(done.returncode)
 
 
