@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from autopainter import storage
-from autopainter.errors import CorruptData, StorageError, UserError
+from autopainter.errors import CorruptData, UserError
 from autopainter.uri import split
 
 FORMAT = "autopainter-manifest"
@@ -124,16 +124,7 @@ def load(uri: str) -> Manifest:
         UserError: there is none, or it is of another kind or format version.
         CorruptData: it is damaged.
     """
-    try:
-        data = storage.read_uri(uri)
-    except StorageError:
-        raise
-    except UserError as error:
-        raise UserError(f"data.manifest: {error}") from None
-    except FileNotFoundError:
-        raise UserError(f"data.manifest: {uri}: not found; 'autopainter pack' writes it last") from None
-    except OSError as error:
-        raise UserError(f"data.manifest: {uri}: cannot be read: {error.strerror}") from None
+    data = storage.read_input(uri, "data.manifest", "'autopainter pack' writes it last")
     try:
         document = json.loads(data)
     except ValueError:

@@ -23,7 +23,7 @@ from torch import nn
 
 from autopainter import storage
 from autopainter.config import FeatureLayer
-from autopainter.errors import StorageError, UserError
+from autopainter.errors import UserError
 from autopainter.uri import split
 
 log = logging.getLogger(__name__)
@@ -76,16 +76,7 @@ def load(uri: str, layer: FeatureLayer, sha256: str | None) -> VGGFeatures:
     Raises:
         UserError: there is no such file, or it is not the expected one.
     """
-    try:
-        data = storage.read_uri(uri)
-    except StorageError:
-        raise
-    except UserError as error:
-        raise UserError(f"loss.vgg_weights: {error}") from None
-    except FileNotFoundError:
-        raise UserError(f"loss.vgg_weights: {uri}: not found; make it with 'autopainter vgg'") from None
-    except OSError as error:
-        raise UserError(f"loss.vgg_weights: {uri}: cannot be read: {error.strerror}") from None
+    data = storage.read_input(uri, "loss.vgg_weights", "make it with 'autopainter vgg'")
     _check(uri, data, sha256 or _SHA256[layer], "loss.vgg_weights")
     network = VGGFeatures(layer)
     try:

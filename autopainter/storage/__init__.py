@@ -18,7 +18,7 @@ from autopainter.storage.s3 import S3Store
 from autopainter.storage.store import Store, StoredObject
 from autopainter.uri import check, split
 
-__all__ = ["LocalStore", "S3Store", "Store", "StoredObject", "open_store", "read_uri"]
+__all__ = ["LocalStore", "S3Store", "Store", "StoredObject", "open_store", "read_input", "read_uri"]
 
 
 def open_store(uri: str) -> Store:
@@ -44,6 +44,29 @@ def read_uri(uri: str) -> bytes:
         return retry(lambda: _download(uri))
     folder, name = split(uri)
     return open_store(folder).read(name)
+
+
+def read_input(uri: str, field: str, advice: str) -> bytes:
+    """``read_uri`` of what a field of the configuration names.
+
+    Args:
+        field: the field, for the message.
+        advice: what to do if there is nothing there.
+
+    Raises:
+        UserError: it is not there or cannot be read.
+        StorageError: storage kept failing.
+    """
+    try:
+        return read_uri(uri)
+    except StorageError:
+        raise
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
+    except FileNotFoundError:
+        raise UserError(f"{field}: {uri}: not found; {advice}") from None
+    except OSError as error:
+        raise UserError(f"{field}: {uri}: cannot be read: {error.strerror}") from None
 
 
 def _download(uri: str) -> bytes:
