@@ -69,7 +69,8 @@ def train(config: Config, device: torch.device) -> int:
     if config.model.norm == "batch" and parallel.world() > 1 and device.type == "cpu":
         raise UserError("model.norm: batch is synchronised over workers on GPUs only; use instance or group")
     if device.type == "cpu":
-        torch.set_num_threads(config.train.threads or max((os.cpu_count() or 1) // parallel.world(), 1))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun and by Ray Train
+        torch.set_num_threads(config.train.threads or max((os.cpu_count() or 1) // here, 1))
     else:
         torch.cuda.set_device(device)
         # One kind of GPU, one choice of kernels: what a resumed run computes is what the first one computed.

@@ -1,7 +1,6 @@
 """What one Ray Train worker runs."""
 
 import logging
-import os
 from typing import Any
 
 import ray.train.torch
@@ -20,7 +19,4 @@ def train_worker(parameters: dict[str, Any]) -> None:
     logging.getLogger("botocore").setLevel(logging.WARNING)  # Ray shows the root logger's INFO
     config = Config.model_validate(parameters)
     device: torch.device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        # Ray sets OMP_NUM_THREADS to the reserved cores; train.threads or an equal share decides here.
-        os.environ.pop("OMP_NUM_THREADS", None)
     loop.train(config, device)
