@@ -22,6 +22,7 @@ from autopainter import config as configuration  # noqa: E402
 from autopainter.config import Config  # noqa: E402
 from autopainter.data import pack, sources  # noqa: E402
 from autopainter.models.vgg import VGGFeatures  # noqa: E402
+from autopainter.storage import LocalStore, Store, open_store  # noqa: E402
 
 torch.set_num_threads(1)  # other processes share the cores, and OpenMP's barriers wait for each of its threads
 
@@ -45,6 +46,20 @@ def s3_uri(s3: SeaweedFS) -> str:
 def runs_uri(s3: SeaweedFS) -> str:
     """A fresh prefix for runs on the S3 server."""
     return f"s3://runs/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """The empty store of a run, once in a folder and once on the S3 server."""
+    if request.param == "folder":
+        return open_store(str(tmp_path / "run"))
+    return open_store(request.getfixturevalue("runs_uri"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> LocalStore:
+    """The empty store of a run in a folder."""
+    return LocalStore(str(tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -21,19 +21,6 @@ from autopainter.storage import LocalStore, open_store
 META = {"manifest_id": "ab12", "identity": {"train.seed": 0}}
 
 
-@pytest.fixture(params=["folder", "s3"])
-def store(request, tmp_path):
-    """The empty store of a run."""
-    if request.param == "folder":
-        return open_store(str(tmp_path / "run"))
-    return open_store(request.getfixturevalue("runs_uri"))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return LocalStore(str(tmp_path / "run"))
-
-
 def tensors(step):
     """A state with every kind of tensor that a trainer has, and values of its step."""
     values = torch.arange(72, dtype=torch.float32).view(2, 3, 4, 3) + step

@@ -40,17 +40,9 @@ def until(condition):
 # TensorBoard
 
 
-@pytest.fixture(params=["folder", "s3"])
-def run(request, tmp_path):
-    """The empty store of a run."""
-    if request.param == "folder":
-        return open_store(str(tmp_path / "run"))
-    return open_store(request.getfixturevalue("runs_uri"))
-
-
 @pytest.fixture
-def folder(tmp_path):
-    return LocalStore(str(tmp_path / "run"))
+def run(store):
+    return store
 
 
 def attempt(run, start_step, steps, value, pictures=()):
