@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from autopainter.data import manifest as manifests
+from autopainter.data import pictures
 from autopainter.data.stream import Batch, validation_batches
-from autopainter.paint import Painter, write_png
+from autopainter.paint import Painter
 from autopainter.sheet import contact_sheet
 
 _BATCH = 16
@@ -73,5 +74,5 @@ def evaluate_run(run_uri: str, step: int | None, sheet: Path | None, samples: in
                 picked.setdefault(batch.sketch[row].numpy().tobytes(), (batch.part(rows), plain[rows], hinted[rows]))
     if sheet:
         columns = _SHEET_COLUMNS if len(picked) > 1 else 1
-        write_png(sheet, contact_sheet(picked.values(), columns=columns, tile=_SHEET_TILE))
+        pictures.write_png(sheet, contact_sheet(picked.values(), columns=columns, tile=_SHEET_TILE))
     return scores

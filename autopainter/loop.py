@@ -13,6 +13,7 @@ from autopainter import checkpoint, parallel, storage
 from autopainter.checkpoint import CheckpointWriter
 from autopainter.config import Config
 from autopainter.data import manifest as manifests
+from autopainter.data.chunks import Split
 from autopainter.data.manifest import Manifest
 from autopainter.data.stream import TrainingStream, validation_batches
 from autopainter.errors import CorruptData, Diverged, UserError
@@ -41,6 +42,7 @@ def preflight(config: Config, world: int, origin: str) -> None:
     store = storage.open_store(manifest.uri)
     for name in ("train", "validation"):
         shard = manifest.split(name)[0]
+        Split(manifest, name, config)
         if store.size(shard.key) != shard.bytes:
             raise UserError(f"data.manifest: {store.locate(shard.key)} is not the shard that the manifest describes")
     if config.loss.feature_weight > 0:
@@ -84,6 +86,8 @@ def train(config: Config, device: torch.device) -> int:
         return start
     reporter = _Reporter(trainer, manifest, run, start) if parallel.rank() == 0 else None
     stream = TrainingStream(manifest, config, parallel.rank(), parallel.world(), start)
+    if reporter:
+        log.info("the stream of a worker holds at most %.0f MiB", stream.most_bytes / 2**20)
     try:
         for step in range(start, config.train.steps):
             scalars = trainer.step(step, next(stream))
@@ -149,7 +153,7 @@ class _Reporter:
         self.events = EventWriter(run, attempt, start, self.config.telemetry.upload_seconds)
         self.validation = next(validation_batches(manifest, self.config, self.config.telemetry.images))
         self.last_saved = self.last_logged = time.monotonic()
-        self.logged_step, self.logged_wait, self.logged_bytes = start, 0.0, 0
+        self.logged_step, self.logged_wait = start, 0.0
         log.info(
             "run %s, attempt %d: steps %d to %d on %d worker(s), %s", self.config.run.name, attempt, start,
             self.config.train.steps, parallel.world(), trainer.device,
@@ -184,8 +188,7 @@ class _Reporter:
         self.events.scalars(values | {"progress/images": done * self.config.train.global_batch}, done)
         self.metrics.logged(done, values, images / seconds)
         self.metrics.images.inc(images)
-        self.metrics.data_wait.inc(wait)
-        self.metrics.bytes_read.inc(stream.split.bytes_read - self.logged_bytes)
+        self.metrics.streamed(stream)
         left = (self.config.train.steps - done) * seconds / steps
         log.info(
             "step %d/%d  %.1f images/s  waited %.0f%%  G %.3f  L1 %.4f  D %.3f  %d:%02d left", done,
@@ -193,7 +196,6 @@ class _Reporter:
             values["generator/pixel"], values["discriminator/loss"], left // 60, left % 60,
         )  # fmt: skip
         self.last_logged, self.logged_step, self.logged_wait = now, done, stream.wait_seconds
-        self.logged_bytes = stream.split.bytes_read
 
     def _validate(self, done: int) -> None:
         plain, hinted = paint_both(self.trainer.paint, self.validation)

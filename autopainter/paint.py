@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from autopainter import checkpoint, storage
 from autopainter.config import Config, restore
-from autopainter.data import sources
+from autopainter.data import pictures
 from autopainter.errors import CorruptData, UserError
 from autopainter.models.unet import UNet
 from autopainter.trainer import build_generator, network_input, to_pixels
-from autopainter.uri import split
 
 Image = NDArray[np.uint8]
 
@@ -114,13 +113,13 @@ def read_sketch(path: Path, size: int | None = None) -> Image:
         UserError: the file cannot be read or is no picture.
     """
     try:
-        color = sources.decode(path.read_bytes())
+        color = pictures.decode(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except sources.BrokenInput as error:
+    except pictures.BrokenInput as error:
         raise UserError(f"{path}: {error}") from None
     sketch = cv2.cvtColor(color, cv2.COLOR_RGB2GRAY)
-    return _resize(sketch, size, cv2.INTER_AREA) if size else sketch
+    return pictures.resize(sketch, *_scaled(sketch, size)) if size else sketch
 
 
 def read_hints(path: Path, size: int | None = None) -> Image:
@@ -134,22 +133,22 @@ def read_hints(path: Path, size: int | None = None) -> Image:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        sources.check_pixels(data)
-    except sources.BrokenInput as error:
+        pictures.check_pixels(data)
+    except pictures.BrokenInput as error:
         raise UserError(f"{path}: {error}") from None
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None or image.ndim != 3 or image.shape[2] != 4 or image.dtype != np.uint8:
         raise UserError(f"{path}: hints must be a PNG with transparency (RGBA, 8 bit); opaque pixels are the hints")
     image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
-    return _resize(image, size, cv2.INTER_NEAREST) if size else image
+    # No filter: a hint's edge must not mix with the nothing around it.
+    return cv2.resize(image, _scaled(image, size), interpolation=cv2.INTER_NEAREST) if size else image
 
 
-def _resize(image: Image, longer: int, filter_: int) -> Image:
+def _scaled(image: Image, longer: int) -> tuple[int, int]:
+    """Width and height with a longer edge of ``longer``."""
     height, width = image.shape[:2]
     scale = longer / max(height, width)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    resized: Image = cv2.resize(image, size, interpolation=filter_)
-    return resized
+    return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
 def paint_files(
@@ -176,12 +175,5 @@ def paint_files(
     for path, target in zip(sketches, targets, strict=True):
         painted = painter.paint(read_sketch(path, size), read)
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_png(target, painted)
+        pictures.write_png(target, painted)
         yield target
-
-
-def write_png(path: Path, image: Image) -> None:
-    """Write a uint8 [H, W, 3] RGB picture, whole or not at all."""
-    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    folder, name = split(str(path))
-    storage.open_store(folder).write(name, data.tobytes())

@@ -27,6 +27,8 @@ class Use(IntEnum):
     HINTS = 4
     DROPOUT = 5
     WEIGHTS = 6
+    SKETCH = 7
+    COLOR_JITTER = 8
 
 
 def _finalise(x: int) -> int:

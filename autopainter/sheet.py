@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autopainter.data import pictures
 from autopainter.data.stream import Batch
 
 Image = NDArray[np.uint8]
@@ -48,8 +49,8 @@ def _row(batch: Batch, index: int, plain: torch.Tensor, hinted: torch.Tensor, ti
     hint = _picture(batch.hint[index])
     faint = 255 - (255 - lines) // 4
     hints = np.where(hint[..., 3:] == 1, hint[..., :3], faint)
-    pictures = (lines, _picture(plain), hints, _picture(hinted), _picture(batch.color[index]))
-    return np.hstack([_framed(picture, tile) for picture in pictures])
+    tiles = (lines, _picture(plain), hints, _picture(hinted), _picture(batch.color[index]))
+    return np.hstack([_framed(picture, tile) for picture in tiles])
 
 
 def _picture(image: torch.Tensor) -> Image:
@@ -58,9 +59,8 @@ def _picture(image: torch.Tensor) -> Image:
 
 
 def _framed(picture: Image, tile: int | None) -> Image:
-    if tile and tile != picture.shape[0]:
-        shrinks = tile < picture.shape[0]
-        picture = cv2.resize(picture, (tile, tile), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    if tile:
+        picture = pictures.resize(picture, tile, tile)
     return cv2.copyMakeBorder(picture, 0, _GAP, 0, _GAP, cv2.BORDER_CONSTANT, value=(255, 255, 255))
 
 

@@ -7,7 +7,6 @@ own restarts would leave out the failures that its controller takes for final, a
 
 import logging
 import os
-import socket
 import tempfile
 import time
 from typing import Any
@@ -27,6 +26,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from job import cluster
 from job.backend import SafeTorchConfig
 from job.worker import train_worker
 
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
-_CONNECT_SECONDS = 10.0
 
 
 def run(config: Config) -> int:
@@ -51,7 +50,7 @@ def run(config: Config) -> int:
     if _is_finished(config):
         log.info("run %s is finished: %d steps done", config.run.uri, _saved_step(config))
         return 0
-    _connect(config)
+    cluster.connect(config.cluster.workers * config.cluster.cpus_per_worker)
     failures = 0
     while True:
         before = _saved_step(config)
@@ -83,34 +82,18 @@ def _is_finished(config: Config) -> bool:
     return newest is not None and newest[0].step >= config.train.steps
 
 
-def _connect(config: Config) -> None:
-    address = os.environ.get("RAY_ADDRESS", "")
-    host, colon, port = address.rpartition(":")
-    try:
-        if colon and port.isdigit() and "/" not in host:
-            # Ray itself tries for minutes before it says that nobody is there.
-            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-        ray.init(logging_level=logging.WARNING)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"RAY_ADDRESS: no Ray cluster answers at {address or 'this machine'}: {reason}") from None
-    needed, there = config.cluster.workers * config.cluster.cpus_per_worker, ray.cluster_resources().get("CPU", 0)
-    if needed > there:
-        log.warning("the run needs %g CPU cores and the cluster has %g: waiting until it has more", needed, there)
-
-
 def _fit(config: Config) -> None:
-    cluster = config.cluster
-    gpus = cluster.gpus if cluster.gpus is not None else ray.cluster_resources().get("GPU", 0) >= cluster.workers
+    wanted = config.cluster
+    gpus = wanted.gpus if wanted.gpus is not None else ray.cluster_resources().get("GPU", 0) >= wanted.workers
     # Ray Train wants a place for its own notes. Checkpoints are the library's, so nothing in there is ever needed
     # again, and a folder that is new for each start cannot hold a stale or damaged note.
     with tempfile.TemporaryDirectory(prefix="autopainter-ray-") as notes:
         TorchTrainer(
             train_worker,
             train_loop_config=config.model_dump(mode="json"),
-            torch_config=SafeTorchConfig(timeout_s=int(cluster.collective_timeout_seconds)),
+            torch_config=SafeTorchConfig(timeout_s=int(wanted.collective_timeout_seconds)),
             scaling_config=ScalingConfig(
-                num_workers=cluster.workers, use_gpu=gpus, resources_per_worker={"CPU": cluster.cpus_per_worker}
+                num_workers=wanted.workers, use_gpu=gpus, resources_per_worker={"CPU": wanted.cpus_per_worker}
             ),
             run_config=RunConfig(
                 name=config.run.name, storage_path=notes, failure_config=FailureConfig(max_failures=0)

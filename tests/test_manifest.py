@@ -10,7 +10,7 @@ import pytest
 
 from autopainter import storage
 from autopainter.data import manifest
-from autopainter.data.manifest import Chunk, Sample, Shard
+from autopainter.data.manifest import Chunk, Sample, Samples, Shard
 from autopainter.errors import CorruptData, UserError
 
 INFO = {"name": "cartoons", "licence": "CC BY-SA 4.0", "source": {"kind": "color-images", "size": 48}, "note": "Über"}
@@ -22,7 +22,7 @@ def shard(name, samples, chunk=16):
         key=f"{name}.tar",
         bytes=200 * samples,
         sha256=hashlib.sha256(name.encode()).hexdigest(),
-        samples=tuple(Sample(f"{name}/s-{n}", (200 * n, 100), (200 * n + 120, 50)) for n in range(samples)),
+        samples=Samples.of(Sample(f"{name}/s-{n}", (200 * n, 100), (200 * n + 120, 50)) for n in range(samples)),
         chunks=tuple(
             Chunk(first, min(chunk, samples - first), 200 * first, 200 * min(first + chunk, samples), first * 2**25 + 1)
             for first in range(0, samples, chunk)
@@ -68,8 +68,10 @@ def test_what_is_encoded_is_loaded(root):
 
 def test_the_manifest_is_plain_json_with_its_format_and_version():
     document = json.loads(manifest.encode(INFO, SPLITS))
-    assert (document["format"], document["version"]) == ("autopainter-manifest", 1)
-    assert document["splits"]["train"][1]["samples"][2] == ["train-1/s-2", 400, 100, 520, 50]
+    assert (document["format"], document["version"]) == ("autopainter-manifest", 2)
+    second = document["splits"]["train"][1]
+    assert second["sample_keys"][2] == "train-1/s-2"
+    assert second["sample_files"][8:12] == [400, 100, 520, 50]
     assert document["splits"]["train"][0]["chunks"][1] == [16, 16, 3200, 6400, 2**29 + 1]
 
 
@@ -94,12 +96,12 @@ def test_a_path_that_is_no_file_is_refused(tmp_path, name):
     refusal(str(tmp_path / name), UserError)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_format_version_is_named(root, version):
     document = json.loads(manifest.encode(INFO, SPLITS)) | {"version": version}
     message = refusal(put(root, json.dumps(document).encode()), UserError)
     assert f"format version {version}" in message
-    assert "reads 1" in message
+    assert "reads 2" in message
 
 
 @pytest.mark.parametrize("data", [b"{}", b"[]", b"5", b"null", b'"text"', b'{"format": "webdataset", "version": 1}'])
@@ -130,8 +132,10 @@ def damaged(damage):
         lambda document, train: document["splits"].update(train=5),
         lambda document, train: train.append(None),
         lambda document, train: train[0].pop("sha256"),
-        lambda document, train: train[0]["samples"][3].pop(),
-        lambda document, train: train[0]["samples"][3].append(1),
+        lambda document, train: train[0].pop("sample_files"),
+        lambda document, train: train[0]["sample_files"].pop(),
+        lambda document, train: train[0]["sample_files"].append(1),
+        lambda document, train: train[0]["sample_keys"].append("one more"),
         lambda document, train: train[0]["chunks"][1].pop(),
         lambda document, train: train[0]["chunks"].append(7),
     ],
@@ -140,15 +144,47 @@ def test_a_document_of_another_form_is_damaged(tmp_path, damage):
     assert "damaged" in refusal(put(str(tmp_path), damaged(damage)), CorruptData)
 
 
+def shorten(shard):
+    shard["sample_keys"].pop()
+    del shard["sample_files"][-4:]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         pytest.param(lambda train: train[0]["chunks"].clear(), id="samples without chunks"),
-        pytest.param(lambda train: train[0]["samples"].pop(), id="chunks of more samples than there are"),
+        pytest.param(lambda train: shorten(train[0]), id="chunks of more samples than there are"),
         pytest.param(lambda train: train[0]["chunks"][1].__setitem__(1, "16"), id="a text for a number"),
-        pytest.param(lambda train: train[0]["samples"][3].__setitem__(1, 10**6), id="a sample outside of its chunk"),
+        pytest.param(lambda train: train[0]["sample_files"].__setitem__(9, "16"), id="a text for an offset"),
+        pytest.param(lambda train: train[0]["sample_files"].__setitem__(9, 1.5), id="a fraction for an offset"),
+        pytest.param(lambda train: train[0]["sample_files"].__setitem__(13, 10**6), id="a sample outside of its chunk"),
+        pytest.param(lambda train: train[0]["sample_files"].__setitem__(13, -1), id="a negative length"),
+        pytest.param(lambda train: train[0].update(key="../other.tar"), id="a shard elsewhere"),
     ],
 )
 def test_numbers_that_do_not_fit_together_are_damaged(tmp_path, damage):
     """They would fail, or give other samples, in the middle of a run."""
     assert "damaged" in refusal(put(str(tmp_path), damaged(lambda _, train: damage(train))), CorruptData)
+
+
+def test_samples_without_drawings_and_shards_elsewhere(root):
+    undrawn = Shard("a.tar", 400, "0" * 64, Samples.of([Sample("a", (0, 9), None)]), (Chunk(0, 1, 0, 200, 7),))
+    loaded = manifest.load(put(root, manifest.encode({}, {"train": (undrawn,)}, shards_at="s3://bucket/shards")))
+    assert loaded.uri == "s3://bucket/shards"
+    assert loaded.split("train") == (undrawn,)
+    assert loaded.split("train")[0].samples[0].sketch is None
+    assert not loaded.split("train")[0].samples.drawn
+
+
+def test_samples_are_a_sequence():
+    rows = [Sample(f"k {n}", (n, 5), (n + 5, 2)) for n in range(5)]
+    samples = Samples.of(rows)
+    assert list(samples) == rows
+    assert samples[3] == samples[-2] == rows[3]
+    assert samples[1:3] == rows[1:3]
+    assert samples.drawn
+    assert len(Samples.of([])) == 0 == len(list(Samples.of([])))
+    with pytest.raises(ValueError, match="do not fit"):
+        Samples.of([Sample("two\nlines", (0, 1), None)])
+    with pytest.raises(ValueError, match=r"inhomogeneous|fit"):
+        Samples.of([Sample("a", (0, 1), None), Sample("b", (0, 1), (2, 3))])

@@ -25,7 +25,7 @@ import webdataset
 
 from autopainter import storage
 from autopainter.data import manifest, openmoji, pool
-from autopainter.data.openmoji import OpenMoji
+from autopainter.data.sources.openmoji import OpenMoji
 from autopainter.data.pack import PackOptions, pack
 from autopainter.data.shard import plan_shards
 from autopainter.data.sketch import xdog
@@ -248,7 +248,7 @@ def test_any_number_of_workers_gives_the_same_bytes(pictures, tmp_path):
 
 SCRIPT = """
 import os, pathlib, signal, sys
-from autopainter.data.openmoji import OpenMoji
+from autopainter.data.sources.openmoji import OpenMoji
 from autopainter.data.pack import PackOptions, pack
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Run: pytest tests/test_plan.py
 """
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopainter import seeding
+from autopainter.data import plan
 from autopainter.data.plan import Order, step_positions
 from autopainter.seeding import Use
 
@@ -132,3 +134,51 @@ def test_a_worker_needs_few_chunks_at_a_time():
             last[chunk] = place
         alive = [sum(first[chunk] <= place <= last[chunk] for chunk in first) for place in range(0, len(chunks), 97)]
         assert max(alive) <= 48 // world * 2
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    order=orders,
+    share=st.integers(1, 6),
+    world=st.integers(1, 5),
+    start=st.integers(0, 40) | st.just(10**9),
+)
+def test_the_steps_of_all_workers_are_the_order(order, share, world, start):
+    """From any step, over epochs, with data sets smaller than a batch: every position once, and as the order says."""
+    batch, count = share * world, 2 + 2 * order.samples // (share * world)
+    parts = [list(itertools.islice(plan.steps(order, batch, rank, world, start), count)) for rank in range(world)]
+    for rank, part in enumerate(parts):
+        assert [step for step, _ in part] == list(range(start, start + count))
+        places = [place for _, step in part for place in step]
+        for earlier, place in enumerate(places):
+            # ``last`` is true exactly if this worker needs nothing more of the chunk in the epoch.
+            rest = range(place.position + world, (place.epoch + 1) * order.samples, world)
+            chunks = order.epoch(place.epoch)[1]
+            if earlier < 40:
+                assert place.last == all(chunks[position % order.samples] != place.chunk for position in rest), rank
+    union = sorted(place for part in parts for _, step in part for place in step)
+    assert [place.position for place in union] == list(range(start * batch, (start + count) * batch))
+    for number in {place.epoch for place in union}:
+        samples, chunks = order.epoch(number)
+        mine = [place for place in union if place.epoch == number]
+        for place in mine:
+            at = place.position - number * order.samples
+            assert (place.sample, place.chunk) == (samples[at], chunks[at])
+        if len(mine) == order.samples:
+            assert len({place.sample for place in mine}) == order.samples
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 17), min_size=1, max_size=20), size=st.integers(1, 50),
+    limit=st.none() | st.integers(1, 400),
+)  # fmt: skip
+def test_samples_in_order(sizes, size, limit):
+    steps = [places for _, places in plan.in_order(sizes, size, limit)]
+    places = [place for step in steps for place in step]
+    owners = np.repeat(np.arange(len(sizes)), sizes)[:limit].tolist()
+    assert [place.sample for place in places] == list(range(len(owners)))
+    assert [place.chunk for place in places] == owners
+    assert [place.chunk for place in places if place.last] == sorted(set(owners))
+    assert {len(step) for step in steps[:-1]} <= {size}
+    assert 1 <= len(steps[-1]) <= size

@@ -14,8 +14,9 @@ import pytest
 from autopainter import config as configuration
 from autopainter import seeding
 from autopainter.config import Hints
-from autopainter.data import hints, samples, sources
-from autopainter.data.samples import augment, decode, resize
+from autopainter.data import hints, pictures, samples
+from autopainter.data.samples import augment, decode
+from autopainter.data.sketch import XDoG, xdog
 from autopainter.errors import CorruptData
 from autopainter.seeding import Use
 
@@ -97,7 +98,7 @@ def test_broken_bytes_name_the_sample(half, damage):
 def test_images_are_bounded_in_pixels_as_when_packing():
     """A small file cannot fill the memory of the training job."""
     edge = 8200
-    assert edge * edge > sources.MAX_PIXELS
+    assert edge * edge > pictures.MAX_PIXELS
     huge = cv2.imencode(".png", np.zeros((edge, edge), np.uint8), [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
     assert len(huge) < 1 << 20
     with pytest.raises(CorruptData):
@@ -107,23 +108,10 @@ def test_images_are_bounded_in_pixels_as_when_packing():
 # Resizing and augmentation
 
 
-@pytest.mark.parametrize(("height", "width"), [(SIZE, SIZE), (48, 48), (200, 200), (20, 90)])
-def test_resize_gives_squares(height, width):
-    for image in picture(height, width):
-        assert resize(image, SIZE).shape == (SIZE, SIZE, *image.shape[2:])
-        assert resize(image, SIZE).dtype == np.uint8
-
-
-def test_shrinking_averages_areas():
-    color, _ = picture(4 * SIZE, 4 * SIZE)
-    expected = color.reshape(SIZE, 4, SIZE, 4, 3).mean(axis=(1, 3))
-    assert np.abs(resize(color, SIZE) - expected).max() <= 0.51
-
-
 @pytest.mark.parametrize(("height", "width"), [(66, 66), (48, 48), (200, 130), (130, 200), (32, 100), (5, 3)])
-@pytest.mark.parametrize("scale", [1.0, 530 / 512, 2.0])
-def test_both_images_are_augmented_alike(height, width, scale):
-    config = settings(f"data.crop_scale={scale}")
+@pytest.mark.parametrize("shares", [(1.0, 1.0), (512 / 530, 512 / 530), (0.5, 0.5), (0.3, 1.0)])
+def test_both_images_are_augmented_alike(height, width, shares):
+    config = settings(f"data.crop_min={shares[0]}", f"data.crop_max={shares[1]}")
     color, sketch = picture(height, width)
     for position in range(12):
         cropped, lines = augment(color, sketch, config, seeding.generator(0, Use.AUGMENT, position))
@@ -135,7 +123,7 @@ def test_both_images_are_augmented_alike(height, width, scale):
 
 def test_crops_and_flips_vary_and_are_all_there():
     """A picture whose pixels say where they were: the crops are of the right size and reach every edge."""
-    config = settings("data.crop_scale=2.0")
+    config = settings("data.crop_min=0.5", "data.crop_max=0.5")
     edge = 2 * SIZE
     rows, columns = np.mgrid[:edge, :edge].astype(np.uint8)
     places = np.stack([rows, columns, np.zeros_like(rows)], axis=2)
@@ -156,12 +144,71 @@ def test_crops_and_flips_vary_and_are_all_there():
 
 
 def test_nothing_is_flipped_if_the_configuration_says_so():
-    config = settings("data.flip=no", "data.crop_scale=1.0")
+    config = settings("data.flip=no", "data.crop_min=1", "data.crop_max=1")
     color, sketch = picture(SIZE, SIZE)
     for position in range(20):
         cropped, lines = augment(color, sketch, config, seeding.generator(0, Use.AUGMENT, position))
         assert (cropped == color).all()
         assert (lines == sketch).all()
+
+
+def test_random_resized_crops_are_of_all_sizes_between_the_bounds():
+    """A ramp: the step from pixel to pixel says how large a part of it the crop shows."""
+    edge = 256
+    ramp = np.repeat(np.arange(edge, dtype=np.uint8)[None, :, None], edge, axis=0).repeat(3, axis=2)
+    config = settings("data.crop_min=0.4", "data.crop_max=0.9", "data.flip=no")
+    shares = []
+    for position in range(300):
+        cropped, _ = augment(ramp, None, config, seeding.generator(0, Use.AUGMENT, position))
+        row = cropped[0, :, 0].astype(int)
+        shares.append((row[-1] - row[0]) * SIZE / (SIZE - 1) / edge)
+    assert 0.39 < min(shares) < 0.43
+    assert 0.87 < max(shares) < 0.91
+    assert abs(np.mean(shares) - 0.65) < 0.04
+
+
+def test_colour_jitter_turns_colours_and_keeps_greys_grey_and_paper_white():
+    color, sketch = cartoon(3)
+    color[:4], color[4:8] = 255, 120
+    hues = set()
+    for position in range(30):
+        random = seeding.generator(0, Use.COLOR_JITTER, position)
+        turned, lines = samples.jitter_colors(color, sketch, 1.0, random)
+        assert turned.dtype == lines.dtype == np.uint8
+        assert (turned[:4] >= 254).all()
+        grey = turned[4:8].astype(int)
+        assert np.ptp(grey, axis=2).max() <= 1  # no colour from nowhere
+        assert abs((255 - grey.mean()) / (255 - 120) - (255.0 - lines.min()) / (255 - sketch.min())) < 0.3
+        hues.add(tuple(turned[20, 20] // 4))
+    assert len(hues) > 15
+    still, same = samples.jitter_colors(color, sketch, 0.0, seeding.generator(0))
+    assert np.abs(still.astype(int) - color).max() <= 1
+    assert (same == sketch).all()
+
+
+def test_drawings_on_the_fly_are_of_the_final_picture_and_never_twice_the_same():
+    color, _ = cartoon(size=80)
+    config = settings("sketch.mode=on_the_fly", "sketch.jitter=1")
+
+    def make(config, position):
+        out = row()
+        samples.training_sample(color, None, config, position, out)
+        return out
+
+    drawings = [make(config, position) for position in range(8)]
+    assert len({out["sketch"].tobytes() for out in drawings}) == 8
+    assert (make(config, 5)["sketch"] == drawings[5]["sketch"]).all()
+    fixed = make(settings("sketch.mode=on_the_fly", "sketch.jitter=0", "sketch.phi=0.2"), 5)
+    assert (fixed["sketch"][0] == xdog(fixed["color"].transpose(1, 2, 0), XDoG(phi=0.2))).all()
+    assert (fixed["color"] == drawings[5]["color"]).all()  # the lines do not change the crop
+    out = row()
+    samples.validation_sample(color, None, config, 0, out)
+    assert (out["sketch"][0] == xdog(np.ascontiguousarray(out["color"].transpose(1, 2, 0)))).all()
+
+
+def test_the_parameters_of_drawings_on_the_fly_are_those_of_packing():
+    configured = configuration.Sketch().model_dump(exclude={"mode", "jitter"})
+    assert XDoG(**configured) == XDoG()
 
 
 def row():

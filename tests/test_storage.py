@@ -4,19 +4,20 @@ What a client with other settings meets (credentials, endpoint, a server that is
 because a process has one client. Run: pytest tests/test_storage.py
 """
 
-import contextlib
 import datetime
 import hashlib
 import http.server
 import ipaddress
+import itertools
+import logging
 import os
 import signal
-import socket
 import ssl
 import stat
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,12 +25,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from faulty_proxy import FaultyProxy
 from services import HOST, SeaweedFS, child_env, free_ports
 
 from autopainter import storage
 from autopainter.errors import CorruptData, StorageError, UserError
 from autopainter.storage import StoredObject, open_store
-from autopainter.storage.s3 import MULTIPART_BYTES
+from autopainter.storage.s3 import MULTIPART_BYTES, shared_client
 from autopainter.uri import split
 
 CHILD = """
@@ -220,33 +222,87 @@ def test_split(uri, parts):
 # Folders
 
 
-def test_a_killed_writer_leaves_no_half_file(tmp_path):
+def half_files(folder):
+    return [name for name in os.listdir(folder) if name != "key"]
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """A process that writes the same file again and again, stopped inside a write, and the size of the file."""
     size = 8 << 20
     code = f"for n in range(10**9): store.write('key', b'%d' % (n % 10) * {size}); print(n)"
     process = start(code, str(tmp_path), {})
-
-    def half_files():
-        return [name for name in os.listdir(tmp_path) if name != "key"]
-
     try:
         process.stdout.readline()
-        while not half_files():  # until it stands still inside a write
-            while not half_files():
+        while not half_files(tmp_path):  # until it stands still inside a write
+            while not half_files(tmp_path):
                 pass
             os.kill(process.pid, signal.SIGSTOP)
             while "State:\tT" not in Path(f"/proc/{process.pid}/status").read_text():
                 pass
-            if not half_files():
+            if not half_files(tmp_path):
                 os.kill(process.pid, signal.SIGCONT)
+        yield process, size
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_killed_writer_leaves_no_half_file(tmp_path, writer):
+    process, size = writer
+    process.kill()
+    process.communicate()
+    assert half_files(tmp_path)
     store = open_store(str(tmp_path))
     data = store.read("key")
     assert data == data[:1] * size
     assert store.list() == [StoredObject("key", size)]
     store.write("key", b"next")
     assert store.read("key") == b"next"
+    assert half_files(tmp_path) == []
+
+
+def test_a_writer_that_lives_keeps_its_half_file(tmp_path, writer):
+    process, size = writer
+    (half,) = half_files(tmp_path)
+    open_store(str(tmp_path)).write("key", b"next")
+    assert half_files(tmp_path) == [half]
+    os.kill(process.pid, signal.SIGCONT)
+    process.stdout.readline()
+    assert process.poll() is None
+    assert open_store(str(tmp_path)).size("key") == size
+
+
+def test_the_half_files_of_killed_attempts_are_removed_with_their_folders(tmp_path):
+    places = ["checkpoints/1/2/.tmp-a", "checkpoints/1/3/.tmp-b", "checkpoints/.tmp-c", "other/.tmp-d", ".tmp-e"]
+    for place in places:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes(b"half")
+    (tmp_path / "checkpoints/1/3/whole").write_bytes(b"whole")
+    open_store(str(tmp_path)).write("checkpoints/4/5/key", b"1")
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"checkpoints/1/3/whole", "checkpoints/4/5/key", "other/.tmp-d", ".tmp-e"}
+    assert not (tmp_path / "checkpoints/1/2").exists()
+    open_store(str(tmp_path)).write("key", b"1")
+    assert not (tmp_path / ".tmp-e").exists()
+    assert (tmp_path / "other/.tmp-d").exists()  # the root may be any folder: it is not searched
+
+
+@pytest.mark.parametrize(("operation", "place"), [("write", "replace"), ("create", "link")])
+def test_a_half_file_that_another_process_removes_is_written_again(tmp_path, monkeypatch, operation, place):
+    """It may see the file before it is locked, or not see the lock, on some network file systems."""
+    real, removed = getattr(os, place), []
+
+    def lose_the_first(source, target):
+        if not removed:
+            removed.append(source)
+            os.unlink(source)
+        real(source, target)
+
+    monkeypatch.setattr(os, place, lose_the_first)
+    getattr(open_store(str(tmp_path)), operation)("folder/key", b"data")
+    assert open_store(str(tmp_path)).read("folder/key") == b"data"
+    assert len(removed) == 1
 
 
 def test_files_are_as_readable_as_the_umask_says(tmp_path):
@@ -369,53 +425,248 @@ def test_a_server_that_comes_back_while_a_call_is_tried_again(tmp_path):
         assert [entry["Key"] for entry in found] == ["here/new", "here/old"]
 
 
-class CuttingProxy:
-    """Passes TCP connections on to the S3 server; cuts the first ones after so many bytes of their answer."""
-
-    def __init__(self, port, cuts):
-        self.port, self.cuts, self.connections = port, list(cuts), 0
-        self._server = socket.create_server((HOST, 0))
-        self.url = f"http://{HOST}:{self._server.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self):
-        self._server.close()
-
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._server.accept()
-                far = socket.create_connection((HOST, self.port))
-                limit = self.cuts.pop(0) if self.cuts else None
-                self.connections += 1
-                threading.Thread(target=self._pass, args=(near, far, near, None), daemon=True).start()
-                threading.Thread(target=self._pass, args=(far, near, near, limit), daemon=True).start()
-
-    @staticmethod
-    def _pass(source, target, client, limit):
-        passed = 0
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                passed += len(data)
-                if limit is not None and passed > limit:
-                    break
-                target.sendall(data)
-        for end in (source, target) if limit is not None or source is client else (target,):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+# S3 with faults
 
 
 def test_a_cut_connection_is_tried_again(s3, s3_uri):
     data = os.urandom(1 << 20)
     open_store(s3_uri).write("key", data)
-    proxy = CuttingProxy(s3.port, cuts=[0, 300_000, 900_000])  # before the answer, and twice inside the body
-    code = "import hashlib; print(hashlib.sha256(store.read('key')).hexdigest(), end=' ')"
-    process = start(code, s3_uri, {**s3.env, "AWS_ENDPOINT_URL": proxy.url, "AUTOPAINTER_STORAGE_RETRY_SECONDS": "60"})
-    out, err = process.communicate(timeout=60)
-    proxy.close()
-    assert out == f"{hashlib.sha256(data).hexdigest()} done\n", err
-    assert err.count("trying again") == 3
-    assert proxy.connections == 4
+    code = "import hashlib; print(hashlib.sha256(store.read('key')).hexdigest(), storage.retries(), end=' ')"
+    with FaultyProxy(s3.endpoint, pattern="key", script=["refuse", "cut", "cut"]) as proxy:
+        process = start(code, s3_uri, {**s3.env, "AWS_ENDPOINT_URL": proxy.url})
+        out, err = process.communicate(timeout=60)
+        assert out == f"{hashlib.sha256(data).hexdigest()} 3 done\n", err
+        assert err.count("trying again") == 3
+        assert len(proxy.asked) == 4
+
+
+@pytest.fixture
+def settings(s3, monkeypatch):
+    """Leads this process's client to another endpoint, with short times."""
+
+    def use(endpoint, retry_seconds=20, timeout_seconds=0.5):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        monkeypatch.setattr("autopainter.storage.s3.TIMEOUT_SECONDS", timeout_seconds)
+        monkeypatch.setattr(sys.modules["autopainter.storage.retry"], "RETRY_SECONDS", retry_seconds)
+        shared_client.cache_clear()
+
+    yield use
+    shared_client.cache_clear()
+
+
+@pytest.fixture
+def proxy(s3, settings):
+    """A proxy that all GETs of this process go through."""
+    with FaultyProxy(s3.endpoint, pattern="") as proxy:
+        settings(proxy.url)
+        yield proxy
+
+
+@pytest.mark.parametrize(
+    ("fault", "span"),
+    [
+        *itertools.product(["cut", "reset", "stall", "trickle", "refuse", "500", "503"], [(1000, 90_000), None]),
+        ("truncate", (1000, 90_000)),  # a whole object with a shorter Content-Length is a shorter object
+    ],
+)
+def test_a_read_survives_faults_and_keeps_what_has_come(s3_uri, proxy, fault, span):
+    data = os.urandom(100_000)
+    store = open_store(s3_uri)
+    store.write("key", data)
+    proxy.begin({}, script=[fault, fault])
+    before, began = storage.retries(), time.monotonic()
+    got = store.read("key") if span is None else store.read_range("key", *span)
+    assert got == (data[slice(*span)] if span else data)
+    assert proxy.injected == {fault: 2}
+    assert storage.retries() - before == 2
+    assert time.monotonic() - began < 10
+    firsts = [int(asked.removeprefix("bytes=").partition("-")[0] or 0) for _, asked in proxy.asked]
+    kept = fault in ("cut", "stall", "trickle", "truncate")  # what a reset overtakes is lost
+    if fault != "reset":
+        assert (firsts[0] < firsts[1] < firsts[2]) == kept
+
+
+@pytest.mark.parametrize("fault", ["cut", "stall", "trickle", "503", "refuse"])
+def test_faults_without_end_are_a_storage_error_in_time(s3_uri, proxy, settings, fault):
+    settings(proxy.url, retry_seconds=1, timeout_seconds=0.3)
+    store = open_store(s3_uri)
+    store.write("key", b"x" * 100_000)
+    proxy.begin({fault: 1})
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=f"{s3_uri}/key: ") as caught:
+        store.read_range("key", 0, 100_000)
+    assert not isinstance(caught.value, CorruptData)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 6
+
+
+def test_a_503_that_the_server_takes_back(s3_uri, proxy):
+    store = open_store(s3_uri)
+    store.write("key", b"data")
+    proxy.begin({}, script=["503", "500", "503"])
+    assert store.read_range("key", 1, 3) == b"at"
+
+
+class BeforeRetry(logging.Handler):
+    """Does something between a failed attempt and the next one."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.emit = lambda record: act()
+
+
+@pytest.fixture
+def before_retry():
+    log, handlers = logging.getLogger("autopainter.storage.retry"), []
+
+    def register(act):
+        handlers.append(BeforeRetry(act))
+        log.addHandler(handlers[-1])
+
+    yield register
+    for handler in handlers:
+        log.removeHandler(handler)
+
+
+@pytest.mark.parametrize("span", [(1000, 90_000), None])
+def test_an_object_that_is_replaced_while_it_is_read_is_read_from_its_beginning(s3, s3_uri, proxy, before_retry, span):
+    old, new = os.urandom(100_000), os.urandom(100_000)
+    store = open_store(s3_uri)
+    store.write("key", old)
+    proxy.begin({}, script=["cut"])
+    before_retry(lambda: store.write("key", new))
+    before = storage.retries()
+    got = store.read("key") if span is None else store.read_range("key", *span)
+    assert got == (new[slice(*span)] if span else new)
+    assert storage.retries() - before == 2
+
+
+def test_an_object_that_gets_shorter_while_it_is_read_is_corrupt_data(s3_uri, proxy, before_retry):
+    store = open_store(s3_uri)
+    store.write("key", os.urandom(100_000))
+    proxy.begin({}, script=["cut"])
+    before_retry(lambda: store.write("key", os.urandom(50_000)))
+    with pytest.raises(CorruptData, match="ends at byte 50000, expected 90000"):
+        store.read_range("key", 1000, 90_000)
+
+
+class Odd(http.server.BaseHTTPRequestHandler):
+    """An S3 server whose answers to GETs are those of ``script``: (status, headers, body); the last one repeats."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.server.asked.append(self.headers.get("Range"))
+        script = self.server.script
+        status, headers, body = script.pop(0) if len(script) > 1 else script[0]
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def odd(settings):
+    """Answers to come, and the ranges that were asked for."""
+    with http.server.ThreadingHTTPServer((HOST, 0), Odd) as server:
+        server.script, server.asked = [], []
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        settings(f"http://{HOST}:{server.server_port}", retry_seconds=3)
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def held(first, last, total="10", etag='"1"'):
+    return {"Content-Range": f"bytes {first}-{last}/{total}", "ETag": etag}
+
+
+CHUNKED = b"3\r\n012\r\n7\r\n3456789\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked"),
+    [
+        pytest.param([(200, {"ETag": '"1"'}, b"0123456789")], [2], id="ranges are ignored"),
+        pytest.param([(200, {"Content-Length": None, "Transfer-Encoding": "chunked"}, CHUNKED)], [2], id="and chunked"),
+        pytest.param([(206, held(2, 4), b"234"), (206, held(5, 7), b"567")], [2, 5], id="fewer than asked"),
+        pytest.param([(206, held(2, 4, "*"), b"234"), (206, held(5, 7, "*"), b"567")], [2, 5], id="size unknown"),
+        pytest.param([(206, held(2, 9), b"23456789")], [2], id="more than asked"),
+        pytest.param([(206, held(0, 9), b"0123456789")], [2], id="from before"),
+        pytest.param([(206, held(2, 7), b"23"), (200, {"ETag": '"1"'}, b"0123456789")], [2, 4], id="then ignored"),
+        pytest.param(
+            [(206, held(2, 7, etag='"0"'), b"xx"), (206, held(4, 7), b"4567"), (206, held(2, 7), b"234567")], [2, 4, 2],
+            id="replaced, but If-Match is ignored",
+        ),
+        pytest.param(
+            [(206, held(2, 7, "9"), b"xx"), (206, held(4, 7), b"4567"), (206, held(2, 7), b"234567")], [2, 4, 2],
+            id="another size",
+        ),
+        pytest.param(
+            [(206, held(2, 7, etag='W/"1"'), b"23"), (206, held(4, 7, etag='W/"1"'), b"4567")], [2, 4], id="weak ETag"
+        ),
+        pytest.param([(503, {}, b"no XML"), (206, held(2, 7), b"234567")], [2, 2], id="503 of a gateway"),
+        pytest.param([(429, {}, b""), (206, held(2, 7), b"234567")], [2, 2], id="429"),
+    ],
+)  # fmt: skip
+def test_odd_servers_give_right_bytes(odd, answers, asked):
+    odd.script[:] = answers
+    assert open_store("s3://bucket").read_range("key", 2, 8) == b"234567"
+    assert odd.asked == [f"bytes={first}-7" for first in asked]
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        ((200, {}, b"01234"), CorruptData, "ends at byte 5, expected 8"),
+        ((206, held(2, 4, "5"), b"234"), CorruptData, "ends at byte 5, expected 8"),
+        ((416, {"Content-Range": "bytes */2"}, b""), CorruptData, "ends at or before byte 2, expected 8"),
+        ((206, held(4, 9), b"456789"), StorageError, "begins at byte 4"),
+        ((206, {}, b"234567"), StorageError, "Content-Range"),
+        ((206, held(2, 7), b""), StorageError, "at byte 2 of 2 to 8: the body ended"),
+    ],
+)
+def test_odd_servers_that_cannot_be_read_from(odd, settings, answer, kind, words):
+    settings(f"http://{HOST}:{odd.server_port}", retry_seconds=0.3)
+    odd.script[:] = [answer]
+    with pytest.raises(kind, match=r"s3://bucket/key: ") as caught:
+        open_store("s3://bucket").read_range("key", 2, 8)
+    assert words in str(caught.value)
+    assert isinstance(caught.value, CorruptData) == (kind is CorruptData)
+
+
+def test_what_may_not_be_deleted_is_said_at_once(odd):
+    error = "<DeleteResult><Error><Key>key</Key><Code>{}</Code></Error></DeleteResult>"
+    odd.script[:] = [
+        (200, {}, error.format("InternalError").encode()),
+        (200, {}, error.format("AccessDenied").encode()),
+    ]
+    before = storage.retries()
+    with pytest.raises(StorageError, match="key cannot be deleted: AccessDenied"):
+        open_store("s3://bucket").delete(["key"])
+    assert storage.retries() - before == 1
+
+
+def test_retries_are_counted_over_all_threads(s3_uri, proxy):
+    store = open_store(s3_uri)
+    store.write("key", b"0123456789" * 100)
+    proxy.begin({}, script=["refuse"] * 20)
+    before = storage.retries()
+    with ThreadPoolExecutor(8) as pool:
+        spans = [(first, first + 10) for first in range(0, 200, 10)]
+        assert set(pool.map(lambda span: store.read_range("key", *span), spans)) == {b"0123456789"}
+    assert storage.retries() - before == 20
 
 
 # One object by its URI

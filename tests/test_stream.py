@@ -19,7 +19,7 @@ import torch
 from autopainter import cli, seeding, storage
 from autopainter.data import hints, manifest, pack, samples, sources, stream
 from autopainter.data.stream import TrainingStream, validation_batches
-from autopainter.errors import CorruptData, UserError
+from autopainter.errors import CorruptData, StorageError, UserError
 from autopainter.seeding import Use
 from autopainter.uri import split
 
@@ -158,7 +158,7 @@ def test_a_batch_is_made_as_the_configuration_says(data, small):
     for shard in data.split("train"):
         tar = store.read(shard.key)
         for sample in shard.samples:
-            files = (tar[offset : offset + length] for offset, length in (sample.color, sample.sketch))
+            files = [tar[offset : offset + length] for offset, length in (sample.color, sample.sketch)]
             plain[sample.key] = samples.decode(*files, sample.key)
     for batch in batches(data, small, 2, start=11):
         for row, key in enumerate(batch.keys):
@@ -182,7 +182,8 @@ def test_a_data_set_smaller_than_a_batch(tiny, small, world):
         assert_same(one, union(others))
 
 
-ONE_FETCHER = {"fetch_threads": 1, "prefetch_batches": 1}  # so that what is read so far is known exactly
+# So that what is read so far is known exactly.
+ONE_FETCHER = {"fetch_threads": 1, "prefetch_batches": 1, "fetch_ahead_batches": 0}
 
 
 def test_each_chunk_is_fetched_once_an_epoch_and_then_let_go(data, small):
@@ -197,7 +198,6 @@ def test_each_chunk_is_fetched_once_an_epoch_and_then_let_go(data, small):
         assert running.split.bytes_read == epoch * needed
         assert not running._chunks
     assert 0 < held <= 2  # lanes * block_chunks
-    assert set(running._uses_left) <= {1, 2}  # nothing is kept of older epochs
     running.close()
     assert needed < sum(shard.bytes for shard in data.split("train"))  # without the ends of the archives
 
@@ -226,6 +226,123 @@ def test_a_late_start_lets_go_of_its_chunks_as_well(data, small, rank, world):
     running.close()
 
 
+def test_chunks_are_fetched_ahead_of_their_batches(data, small):
+    config = changed(small, data={"prefetch_batches": 1, "fetch_ahead_batches": 3})
+    running = TrainingStream(data, config, 0, 1, 0)
+    next(running)
+    wanted = set(running.order.epoch(0)[1][: 4 * 8].tolist())  # the batch that is out and three more
+    assert {chunk for _, chunk in running._chunks} <= wanted
+    deadline = time.monotonic() + 30
+    sizes = {chunk: running.split.chunks[chunk][1] for chunk in wanted}
+    while running.split.bytes_read < sum(chunk.stop - chunk.start for chunk in sizes.values()):
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.01)
+    running.close()
+
+
+@pytest.mark.parametrize(("world", "ahead", "lanes"), [(1, 0, None), (1, 30, None), (2, 5, 4), (4, 16, 3)])
+def test_the_memory_stays_below_what_is_said(data, small, world, ahead, lanes):
+    config = changed(small, data={"fetch_ahead_batches": ahead, "lanes": lanes, "block_chunks": 1})
+    running = TrainingStream(data, config, world - 1, world, 0)
+    batch = sum(getattr(next(running), name).nbytes for name in FIELDS)
+    assert running.most_bytes > 3 * batch  # two made ahead, one taken
+    most = 0
+    for _ in range(3 * len(train_samples(data)) // 8):
+        next(running)
+        most = max(most, running.held_bytes)
+    assert 0 < most <= running.most_bytes - 3 * batch
+    assert 0 <= running.ready_batches <= 2
+    running.close()
+
+
+def test_after_a_failure_the_stream_does_not_go_on(copied, small):
+    data, store = copied
+    store.delete([shard.key for shard in data.split("train")])
+    running = TrainingStream(data, small, 0, 1, 0)
+    for _ in range(3):
+        with pytest.raises(StorageError, match="not found"):
+            next(running)
+    running.close()
+
+
+# The cache
+
+
+def cached(config, folder, gib=1.0):
+    return changed(config, data=ONE_FETCHER | {"cache": str(folder), "cache_gib": gib})
+
+
+def test_later_epochs_come_from_the_cache(data, small, tmp_path):
+    steps = 2 * len(train_samples(data)) // 8
+    plain = batches(data, small, steps)
+    config = cached(small, tmp_path / "cache")
+    first = TrainingStream(data, config, 0, 1, 0)
+    for expected in plain:
+        assert_same(next(first), expected)
+    needed = sum(chunk.stop - chunk.start for _, chunk in first.split.chunks)
+    assert first.split.bytes_read == needed
+    assert first.split.cache.hits > 0
+    first.close()
+    again = TrainingStream(data, config, 0, 1, 0)  # another process of the node, or the resumed run
+    for expected in plain:
+        assert_same(next(again), expected)
+    assert again.split.bytes_read == 0
+    again.close()
+
+
+def test_a_damaged_cache_is_healed_and_a_small_one_helps_a_little(data, small, tmp_path):
+    steps = 2 * len(train_samples(data)) // 8
+    plain = batches(data, small, steps)
+    config = cached(small, tmp_path / "cache")
+    batches(data, config, steps)
+    files = [path for path in (tmp_path / "cache").rglob("*-*") if path.is_file() and path.stat().st_size > 100]
+    assert files
+    for path in files:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    for one, expected in zip(batches(data, config, steps), plain, strict=True):
+        assert_same(one, expected)
+    needed = sum(chunk.stop - chunk.start for shard in data.split("train") for chunk in shard.chunks)
+    half = TrainingStream(data, cached(small, tmp_path / "half", needed / 2 / 2**30), 0, 1, 0)
+    for expected in plain:
+        assert_same(next(half), expected)
+    assert needed < half.split.bytes_read < 2 * needed
+    half.close()
+    kept = sum(path.stat().st_size for path in (tmp_path / "half").rglob("*") if path.is_file())
+    assert 0 < kept <= needed / 2
+
+
+def test_an_unusable_cache_is_no_error(data, small, tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    for one, expected in zip(batches(data, cached(small, tmp_path / "file"), 3), batches(data, small, 3), strict=True):
+        assert_same(one, expected)
+    assert len([record for record in caplog.records if str(tmp_path / "file") in record.getMessage()]) == 1
+
+
+# Drawings on the fly
+
+
+def test_a_data_set_without_drawings(pictures, small, tmp_path):
+    source = sources.ColorImages(str(pictures), size=48, sketch="on_the_fly")
+    pack.pack(source, str(tmp_path), pack.PackOptions(shard_samples=32, validation=0.2), workers=1)
+    data = manifest.load(str(tmp_path / "manifest.json"))
+    with pytest.raises(UserError, match=r"sketch\.mode"):
+        TrainingStream(data, small, 0, 1, 0)
+    config = changed(small, sketch={"mode": "on_the_fly"})
+    count = len(train_samples(data))
+    made = batches(data, config, 2 * count // 8)
+    lines: dict[str, set[bytes]] = {}
+    for batch in made:
+        for row, key in enumerate(batch.keys):
+            lines.setdefault(key, set()).add(batch.sketch[row].numpy().tobytes())
+    assert sum(len(drawings) for drawings in lines.values()) == 8 * len(made)  # no epoch shows the same lines
+    assert_same(made[-1], union([batches(data, config, 1, len(made) - 1, rank, 2)[0] for rank in range(2)]))
+    held_out = joined(list(validation_batches(data, config, 4)))
+    assert held_out.sketch.min() == 0
+    assert_same(held_out, joined(list(validation_batches(data, config, 7))))
+
+
 # Faults
 
 
@@ -245,6 +362,21 @@ def test_a_flipped_byte_is_named_with_its_place_and_checksums(copied, small):
     actual = zlib.crc32(bytes(tar[chunk.start : chunk.stop]))
     assert f"{actual:08x}" in message
     assert f"{chunk.crc32:08x}" in message
+    assert "damaged or was replaced" in message
+
+
+def test_a_replaced_shard_is_noticed_while_the_run_goes_on(copied, small):
+    """Bytes of another size under the same name, between two steps."""
+    data, store = copied
+    config = changed(small, data={"prefetch_batches": 1, "fetch_ahead_batches": 0})
+    running = TrainingStream(data, config, 0, 1, 0)
+    next(running)
+    for shard in data.split("train"):
+        store.write(shard.key, store.read(shard.key)[512:])
+    with pytest.raises(CorruptData, match="replaced under the run") as caught:
+        list(itertools.islice(running, 20))
+    assert any(store.locate(shard.key) in str(caught.value) for shard in data.split("train"))
+    running.close()
 
 
 def test_a_shard_that_was_cut_off_is_corrupt_data(copied, small):

@@ -5,6 +5,17 @@ Values come, the later winning, from the defaults here, a YAML file, environment
 """
 
 from autopainter.config.loading import ENVIRONMENT_PREFIX, fields, load, restore
-from autopainter.config.sections import Config, FeatureLayer, Hints, Norm, flatten
+from autopainter.config.sections import Config, FeatureLayer, Hints, Norm, Sketch, flatten
 
-__all__ = ["ENVIRONMENT_PREFIX", "Config", "FeatureLayer", "Hints", "Norm", "fields", "flatten", "load", "restore"]
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "Config",
+    "FeatureLayer",
+    "Hints",
+    "Norm",
+    "Sketch",
+    "fields",
+    "flatten",
+    "load",
+    "restore",
+]

@@ -50,20 +50,51 @@ class Data(Section):
     """Path or s3:// URI of a manifest.json that `autopainter pack` wrote."""
     image_size: int = pydantic.Field(512, ge=32, le=2048, multiple_of=32)
     """Edge of the square training images in pixels."""
-    crop_scale: float = pydantic.Field(530 / 512, ge=1.0, le=2.0)
-    """Images are resized to image_size times this before the random crop (the authors: 530 to 512)."""
+    crop_min: float = pydantic.Field(512 / 530, gt=0, le=1)
+    """Smallest edge of the random square crop, as a share of a picture's shorter edge (the authors: 512 of 530)."""
+    crop_max: float = pydantic.Field(512 / 530, gt=0, le=1)
+    """Largest edge of the random crop; crop_min 0.6 and crop_max 1 make a random resized crop."""
     flip: bool = True
     """Mirror half of the samples."""
+    color_jitter: float = pydantic.Field(0.0, ge=0, le=1)
+    """Random change of hue, saturation and contrast, of the contrast of the drawing alike; 0: none."""
     lanes: int | None = pydantic.Field(None, ge=1)
     """Parallel chunk sequences of the sample order; none: train.global_batch. Part of the order."""
     block_chunks: int = pydantic.Field(2, ge=1, le=64)
     """Chunks of a lane whose samples are shuffled together. Part of the order; memory grows with it."""
     prefetch_batches: int = pydantic.Field(4, ge=1, le=64)
     """Batches decoded ahead."""
+    fetch_ahead_batches: int = pydantic.Field(16, ge=0, le=1024)
+    """Batches, beyond those, whose chunks are fetched ahead: all lanes come to new chunks at nearly the same step."""
     fetch_threads: int = pydantic.Field(8, ge=1, le=64)
     """Threads that fetch chunks, in each worker."""
     decode_threads: int = pydantic.Field(2, ge=1, le=64)
     """Threads that decode and augment samples, in each worker."""
+    cache: str | None = None
+    """Folder on a node's own disk where its workers keep the chunks that they fetched; none: nothing is kept."""
+    cache_gib: float = pydantic.Field(50, gt=0)
+    """Most that is kept there, in GiB; what is over it is fetched again in each epoch."""
+
+
+class Sketch(Section):
+    """Where the drawings come from; the parameters are those of XDoG for drawings made on the fly (docs/data.md)."""
+
+    mode: Literal["stored", "on_the_fly"] = "stored"
+    """Use the stored drawings, or make new ones at each step, so that no two epochs show the same lines."""
+    sigma: float = pydantic.Field(1.5, ge=0.2, le=20)
+    """Standard deviation of the narrow Gaussian in pixels of the training image: the scale of the lines."""
+    k: float = pydantic.Field(2.0, gt=1, le=10)
+    """Ratio of the wide Gaussian to the narrow one."""
+    gamma: float = pydantic.Field(0.97, gt=0, le=1.1)
+    """Weight of the wide Gaussian; nearer to 1 draws fainter edges too."""
+    phi: float = pydantic.Field(200.0, gt=0, le=1e6)
+    """Steepness of the threshold per grey level: a step at 200, soft lines near 0.1."""
+    epsilon: float = pydantic.Field(0.1, ge=-255, le=255)
+    """Threshold in grey levels."""
+    sharpness: float = pydantic.Field(3.0, gt=0, le=100)
+    """Factor of the sharpening before the filter; 1 changes nothing."""
+    jitter: float = pydantic.Field(0.5, ge=0, le=1)
+    """How far scale, faintness and softness of the lines vary from sample to sample."""
 
 
 class Hints(Section):
@@ -186,6 +217,7 @@ class Config(Section):
 
     run: Run
     data: Data
+    sketch: Sketch = pydantic.Field(default_factory=Sketch)
     hints: Hints = pydantic.Field(default_factory=Hints)
     model: Model = pydantic.Field(default_factory=Model)
     loss: Loss = pydantic.Field(default_factory=Loss)
@@ -196,6 +228,8 @@ class Config(Section):
 
     @pydantic.model_validator(mode="after")
     def _combinations(self) -> Self:
+        if self.data.crop_min > self.data.crop_max:
+            raise ValueError(f"data.crop_min: {self.data.crop_min} is above data.crop_max {self.data.crop_max}")
         if self.loss.feature_weight > 0 and not self.loss.vgg_weights:
             raise ValueError(
                 "loss.vgg_weights: needed because loss.feature_weight is above 0;"
@@ -241,7 +275,8 @@ class Config(Section):
 _MAY_CHANGE = {
     "run", "checkpoint", "telemetry", "cluster",
     "data.manifest",  # its content is compared by the data set's id instead
-    "data.prefetch_batches", "data.fetch_threads", "data.decode_threads",
+    "data.prefetch_batches", "data.fetch_ahead_batches", "data.fetch_threads", "data.decode_threads", "data.cache",
+    "data.cache_gib",
     "loss.vgg_weights",
     "train.steps", "train.microbatch", "train.channels_last", "train.activation_checkpointing", "train.threads",
 }  # fmt: skip

@@ -7,15 +7,19 @@ continued must find the same one.
 import hashlib
 import json
 import operator
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autopainter import storage
 from autopainter.errors import CorruptData, UserError
 from autopainter.uri import split
 
 FORMAT = "autopainter-manifest"
-VERSION = 1
+VERSION = 2
 CHUNK_SAMPLES = 16
 """Neighbouring samples that are fetched, checked and shuffled as one unit."""
 
@@ -33,21 +37,79 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Sample:
-    """One pair; offsets are those of the image files inside the shard. ``sketch`` is (offset, length)."""
+    """One pair: (offset, length) of its image files inside the shard; without a drawing it is made on the fly."""
 
     key: str
     color: tuple[int, int]
-    sketch: tuple[int, int]
+    sketch: tuple[int, int] | None
+
+
+class Samples(Sequence[Sample]):
+    """The samples of a shard, in columns: a manifest of millions of samples fits into memory.
+
+    Args:
+        keys: names of the samples, without line breaks.
+        files: int64 [samples, 2 or 4], offset and length of the picture and of the drawing, if there is one.
+    """
+
+    def __init__(self, keys: Sequence[str], files: NDArray[np.int64]) -> None:
+        if files.shape not in ((len(keys), 2), (len(keys), 4)) or any("\n" in key for key in keys):
+            raise ValueError(f"{len(keys)} sample keys do not fit to files of shape {files.shape}")
+        self.files = files
+        self._keys = "\n".join(keys)
+
+    @classmethod
+    def of(cls, samples: Iterable[Sample]) -> Self:
+        """Put samples into columns; all of them with or all without a drawing."""
+        rows = list(samples)
+        files = [sample.color + (sample.sketch or ()) for sample in rows]
+        return cls([sample.key for sample in rows], np.array(files, np.int64).reshape(len(rows), -1 if rows else 2))
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the samples."""
+        return self._keys.split("\n") if len(self) else []
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the samples have drawings."""
+        return self.files.shape[1] == 4
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> "list[Sample]": ...
+    def __getitem__(self, index: int | slice) -> "Sample | list[Sample]":
+        keys, files = self.keys[index], self.files[index].tolist()
+        if isinstance(keys, str):
+            return self._sample(keys, files)
+        return [self._sample(key, file) for key, file in zip(keys, files, strict=True)]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self[:])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash((self._keys, self.files.tobytes()))
+
+    @staticmethod
+    def _sample(key: str, files: list[int]) -> Sample:
+        return Sample(key, (files[0], files[1]), (files[2], files[3]) if len(files) > 2 else None)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file; ``key`` is its name beside the manifest."""
+    """One tar file; ``key`` is its name in the place of the shards."""
 
     key: str
     bytes: int
     sha256: str
-    samples: tuple[Sample, ...]
+    samples: Samples
     chunks: tuple[Chunk, ...]
 
 
@@ -58,7 +120,7 @@ class Manifest:
     Attributes:
         info: name, source, licence and the options of packing, for people.
         splits: shards of ``train`` and ``validation``, in order.
-        uri: folder or s3:// URI that the shards are in.
+        uri: folder or s3:// URI that the shards are in: that of the manifest, unless it was made by ``index``.
         id: sha256 of the manifest's bytes.
     """
 
@@ -75,41 +137,60 @@ class Manifest:
         return shards
 
 
-def encode(info: dict[str, Any], splits: dict[str, tuple[Shard, ...]]) -> bytes:
-    """The manifest's bytes: the same input gives the same bytes."""
+def encode(info: dict[str, Any], splits: dict[str, tuple[Shard, ...]], shards_at: str | None = None) -> bytes:
+    """The manifest's bytes: the same input gives the same bytes.
+
+    Args:
+        shards_at: folder or s3:// URI of the shards; none: where the manifest is.
+    """
     document = {
         "format": FORMAT,
         "version": VERSION,
         "info": info,
+        **({"shards_at": shards_at} if shards_at else {}),
         "splits": {name: [_encode_shard(shard) for shard in shards] for name, shards in splits.items()},
     }
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _encode_shard(shard: Shard) -> dict[str, Any]:
-    return asdict(shard) | {
-        "samples": [[sample.key, *sample.color, *sample.sketch] for sample in shard.samples],
+    return {
+        "key": shard.key,
+        "bytes": shard.bytes,
+        "sha256": shard.sha256,
         "chunks": [[c.first, c.samples, c.start, c.stop, c.crc32] for c in shard.chunks],
+        "sample_keys": shard.samples.keys,
+        "sample_files": shard.samples.files.ravel().tolist(),
     }
 
 
-def decode_shard(entry: dict[str, Any]) -> Shard:
-    """The inverse of what ``encode`` writes for one shard; ``ValueError`` if its numbers do not fit together."""
+def parse(data: bytes) -> Any:
+    """JSON of ``encode``, with its shards as ``Shard``; ``ValueError`` if it is none, or its numbers do not fit."""
+    return json.loads(data, object_hook=_decode_shard)  # shard by shard, so that a large manifest needs little memory
+
+
+def _decode_shard(entry: dict[str, Any]) -> Any:
+    if "sample_files" not in entry:
+        return entry
+    keys = entry["sample_keys"]
+    files = np.array(entry["sample_files"] or np.empty(0, np.int64)).reshape(len(keys), -1 if keys else 2)
+    if files.dtype != np.int64:
+        raise ValueError(f"{entry['key']}: offsets that are no numbers")
     shard = Shard(
         key=entry["key"],
         bytes=entry["bytes"],
         sha256=entry["sha256"],
-        samples=tuple(Sample(key, (a, b), (c, d)) for key, a, b, c, d in entry["samples"]),
+        samples=Samples(keys, files),
         chunks=tuple(Chunk(*map(operator.index, chunk)) for chunk in entry["chunks"]),
     )
     if shard.key.startswith("/") or ".." in shard.key.split("/"):
-        raise ValueError(f"{shard.key} is not beside the manifest")
+        raise ValueError(f"{shard.key} is not in the place of the shards")
     first = 0
     for chunk in shard.chunks:
-        members = shard.samples[chunk.first : chunk.first + chunk.samples]
-        spans = [span for sample in members for span in (sample.color, sample.sketch)]
-        inside = all(chunk.start <= start and start + length <= chunk.stop for start, length in spans)
-        if chunk.first != first or len(members) != chunk.samples or not members or not inside:
+        members = files[chunk.first : chunk.first + chunk.samples]
+        starts, lengths = members[:, ::2], members[:, 1::2]
+        inside = (chunk.start <= starts).all() and (lengths >= 0).all() and (starts + lengths <= chunk.stop).all()
+        if chunk.first != first or len(members) != chunk.samples or not len(members) or not inside:
             raise ValueError(f"{shard.key}: the chunk at sample {chunk.first} does not fit its samples")
         first += chunk.samples
     if first != len(shard.samples):
@@ -118,7 +199,7 @@ def decode_shard(entry: dict[str, Any]) -> Shard:
 
 
 def load(uri: str) -> Manifest:
-    """Read a manifest from its path or s3:// URI.
+    """Read a manifest from its path, s3:// or https:// URI.
 
     Raises:
         UserError: there is none, or it is of another kind or format version.
@@ -126,9 +207,11 @@ def load(uri: str) -> Manifest:
     """
     data = storage.read_input(uri, "data.manifest", "'autopainter pack' writes it last")
     try:
-        document = json.loads(data)
-    except ValueError:
+        document = parse(data)
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise CorruptData(f"data.manifest: {uri}: not JSON") from None
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CorruptData(f"data.manifest: {uri}: damaged: {error}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UserError(f"data.manifest: {uri}: not a manifest of 'autopainter pack'")
     if document.get("version") != VERSION:
@@ -137,8 +220,10 @@ def load(uri: str) -> Manifest:
             " pack the data set again with this version"
         )
     try:
-        splits = {name: tuple(map(decode_shard, shards)) for name, shards in document["splits"].items()}
-        info = dict(document["info"])
+        splits = {name: tuple(shards) for name, shards in document["splits"].items()}
+        if not all(isinstance(shard, Shard) for shards in splits.values() for shard in shards):
+            raise ValueError("a shard without samples")
+        info, place = dict(document["info"]), str(document.get("shards_at") or split(uri)[0])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptData(f"data.manifest: {uri}: damaged: {error}") from None
-    return Manifest(info, splits, split(uri)[0], hashlib.sha256(data).hexdigest())
+    return Manifest(info, splits, place, hashlib.sha256(data).hexdigest())

@@ -10,53 +10,77 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from autopainter import storage
 from autopainter.config import flatten
-from autopainter.data import manifest, pool
+from autopainter.data import groups, manifest, pool
 from autopainter.data.manifest import Manifest
-from autopainter.data.shard import DEFAULTS, SPLITS, PackOptions, ShardPlan, ShardRecord, pack_shard, plan_shards
-from autopainter.data.sources import Item, Source
+from autopainter.data.pool import Run
+from autopainter.data.shard import (
+    DEFAULTS,
+    LEFT_OUT,
+    SPLITS,
+    LeftOut,
+    PackOptions,
+    ShardPlan,
+    ShardRecord,
+    pack_shard,
+    plan_shards,
+    printable,
+)
+from autopainter.data.sources import Item, Listing, Source
 from autopainter.errors import StorageError, UserError
 
 __all__ = ["PackOptions", "PackResult", "pack"]
 
-PACKER = 1
+PACKER = 2
 """Version of packing; another one gives other bytes for the same input."""
 
 MANIFEST = "manifest.json"
+SUMMARY = "summary.json"
 _SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
 _RECORDS = "_pack/"
 _ELSEWHERE = "pack to another place or pass --overwrite"
 
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the number of items done and of all."""
+
 
 @dataclass(frozen=True)
 class PackResult:
-    """What was packed.
+    """What was packed; all but the first three is also in summary.json beside the manifest.
 
     Attributes:
         uri: of the manifest.
+        kept_shards: how many shards an earlier, unfinished run had made.
+        already_packed: everything was there, nothing was done.
         id: of the data set.
         samples: number of samples by split.
         shards: number of shards.
         bytes: size of all shards.
-        kept_shards: how many of them an earlier, unfinished run had made.
-        already_packed: everything was there, nothing was done.
-        broken: inputs that could not be read, by location, with the reason.
-        excluded: inputs left out by design, by location, with the reason.
+        left_out: inputs that are not in the data set, by kind: ``broken``, ``undecided`` (which half is the drawing)
+            and ``excluded`` (by design); by name, the reason.
+        duplicates: names of inputs that share a file; they are in one split.
+        ignored: number of files that are not taken for pictures, by suffix.
     """
 
     uri: str
+    kept_shards: int
+    already_packed: bool
     id: str
     samples: dict[str, int]
     shards: int
     bytes: int
-    kept_shards: int
-    already_packed: bool
-    broken: dict[str, str]
-    excluded: dict[str, str]
+    left_out: LeftOut
+    duplicates: list[list[str]]
+    ignored: dict[str, int]
+
+    @property
+    def bad(self) -> dict[str, dict[str, str]]:
+        """The inputs that should have been packed and were not: broken and undecided ones."""
+        return {kind: self.left_out[kind] for kind in ("broken", "undecided")}
 
 
 def pack(
@@ -65,8 +89,9 @@ def pack(
     options: PackOptions = DEFAULTS,
     *,
     workers: int | None = None,
+    run: Run | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> PackResult:
     """Pack a source, or go on with a pack that was interrupted.
 
@@ -75,8 +100,9 @@ def pack(
         destination: folder or s3:// URI for shards and manifest.
         options: what decides the content.
         workers: local processes; none: one for each core.
+        run: how tasks are run instead of on local processes, such as on a cluster.
         overwrite: replace the data set, or the shards of others, that are in the destination.
-        progress: called with the number of items done and of all.
+        progress: what to tell of the progress.
 
     Raises:
         UserError: the source is empty, the destination is not there or holds something else, or a split got no sample.
@@ -86,7 +112,11 @@ def pack(
         raise UserError(f"workers: must be at least 1, got {workers}")
     store = storage.open_store(destination)
     exists = store.size(MANIFEST) is not None  # also finds a missing bucket before any work is done
-    items = source.items()
+    listing = source.listing()
+    items = listing.items
+    if options.group_by:
+        items = [replace(item, group=groups.of(item.location, options.group_by)) for item in items]
+    items, duplicates = groups.join_duplicates(source, items, lambda done, total: progress("comparing", done, total))
     plans = plan_shards(items, options)
     identity = _identity(source, options, items)
     if exists and not overwrite:
@@ -97,16 +127,18 @@ def pack(
     missing = [plan for plan in plans if plan.name not in kept]
     total = sum(len(plan.items) for plan in plans)
     before = total - sum(len(plan.items) for plan in missing)
-    progress(before, total)
+    progress("packing", before, total)
     tasks = [(source, plan, options, destination, f"{folder}{plan.name}.json") for plan in missing]
-    made = pool.run(pack_shard, tasks, workers or os.cpu_count() or 1, lambda done: progress(before + done, total))
+    made = (run or pool.local(workers or os.cpu_count() or 1))(
+        pack_shard, tasks, [len(plan.items) for plan in missing], lambda done: progress("packing", before + done, total)
+    )
     records = kept | {plan.name: record for plan, record in zip(missing, made, strict=True)}
-    return _finish(store, plans, records, identity, len(kept))
+    return _finish(store, plans, records, identity, listing, duplicates, len(kept))
 
 
 def _identity(source: Source, options: PackOptions, items: list[Item]) -> dict[str, Any]:
     """All that decides the bytes of a data set, as JSON values."""
-    inputs = json.dumps([[item.key, item.group, item.location, item.bytes] for item in items])
+    inputs = json.dumps([[item.key, item.group, item.location, item.files] for item in items])
     identity = {
         "packer": PACKER,
         "source": source.info(),
@@ -130,7 +162,7 @@ def _already_packed(store: storage.Store, identity: dict[str, Any]) -> PackResul
         if sizes.get(shard.key) != shard.bytes:
             raise UserError(f"{store.locate(shard.key)}: missing or damaged; pack again with --overwrite")
     _delete_records(store)
-    return _result(found, kept=0, already=True)
+    return _result(found, json.loads(store.read(SUMMARY)), kept=0, already=True)
 
 
 def _shards_in(store: storage.Store) -> dict[str, int]:
@@ -149,7 +181,7 @@ def _prepare(
     """Clear the destination of everything but the finished shards of the same pack; their records, by name."""
     present = _shards_in(store)
     if exists:
-        store.delete([MANIFEST])
+        store.delete([MANIFEST, SUMMARY])
         _delete_records(store)
     records = [entry.key for entry in store.list(_RECORDS)]
     ours: set[str] = set()
@@ -176,42 +208,46 @@ def _prepare(
 
 
 def _finish(
-    store: storage.Store, plans: list[ShardPlan], records: dict[str, ShardRecord], identity: dict[str, Any], kept: int
+    store: storage.Store,
+    plans: list[ShardPlan],
+    records: dict[str, ShardRecord],
+    identity: dict[str, Any],
+    listing: Listing,
+    duplicates: list[list[str]],
+    kept: int,
 ) -> PackResult:
-    """Write the manifest, then delete the records."""
-    broken: dict[str, str] = {}
-    excluded: dict[str, str] = {}
+    """Write the summary, then the manifest, then delete the records."""
+    left_out: LeftOut = {kind: {} for kind in LEFT_OUT.values()}
+    left_out["broken"] |= {printable(name): reason for name, reason in listing.broken.items()}
     for record in records.values():
-        broken |= record.broken
-        excluded |= record.excluded
+        for kind, found in record.left_out.items():
+            left_out[kind] |= found
+    left_out = {kind: dict(sorted(found.items())) for kind, found in left_out.items()}
     splits = {}
     for split in SPLITS:
         shards = [records[plan.name].shard for plan in plans if plan.split == split]
         splits[split] = tuple(shard for shard in shards if shard is not None)
         if not splits[split]:
-            name, reason = min((broken | excluded).items())
-            raise UserError(
-                f"no pair is left for {split}: {len(broken)} inputs are broken and {len(excluded)} left out,"
-                f" such as {name}: {reason}"
-            )
-    info = identity | {"broken": dict(sorted(broken.items())), "excluded": dict(sorted(excluded.items()))}
-    data = manifest.encode(info, splits)
+            name, reason = min(entry for found in left_out.values() for entry in found.items())
+            counts = ", ".join(f"{len(found)} {kind}" for kind, found in left_out.items())
+            raise UserError(f"no pair is left for {split}: {counts} inputs, such as {name}: {reason}")
+    data = manifest.encode(identity, splits)
+    packed = Manifest(identity, splits, store.uri, hashlib.sha256(data).hexdigest())
+    summary = {
+        "id": packed.id,
+        "samples": {name: sum(len(shard.samples) for shard in of_split) for name, of_split in splits.items()},
+        "shards": sum(map(len, splits.values())),
+        "bytes": sum(shard.bytes for of_split in splits.values() for shard in of_split),
+        "left_out": left_out,
+        "duplicates": [[printable(name) for name in twins] for twins in duplicates],
+        "ignored": listing.ignored,
+    }
+    store.write(SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False).encode())
     if not store.create(MANIFEST, data):
         raise UserError(f"{store.locate(MANIFEST)}: another pack has just finished there; {_ELSEWHERE}")
     _delete_records(store)
-    return _result(Manifest(info, splits, store.uri, hashlib.sha256(data).hexdigest()), kept, already=False)
+    return _result(packed, summary, kept, already=False)
 
 
-def _result(packed: Manifest, kept: int, already: bool) -> PackResult:
-    shards = [shard for of_split in packed.splits.values() for shard in of_split]
-    return PackResult(
-        uri=f"{packed.uri}/{MANIFEST}",
-        id=packed.id,
-        samples={name: sum(len(shard.samples) for shard in of_split) for name, of_split in packed.splits.items()},
-        shards=len(shards),
-        bytes=sum(shard.bytes for shard in shards),
-        kept_shards=kept,
-        already_packed=already,
-        broken=packed.info["broken"],
-        excluded=packed.info["excluded"],
-    )
+def _result(packed: Manifest, summary: dict[str, Any], kept: int, already: bool) -> PackResult:
+    return PackResult(uri=f"{packed.uri}/{MANIFEST}", kept_shards=kept, already_packed=already, **summary)

@@ -23,6 +23,16 @@ GRACE_SECONDS = 3.0
 T = TypeVar("T")
 
 
+Run = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]], Sequence[int], Callable[[int], None]], list[Any]]
+"""Calls ``function(*task, tick)`` for every task and returns the results in order. It also gets the number of ticks of
+each task, and a function that is to be called with the number of ticks so far."""
+
+
+def local(workers: int) -> Run:
+    """Run tasks on so many processes of this machine."""
+    return lambda function, tasks, ticks, progress: run(function, tasks, workers, progress)
+
+
 def run(
     function: Callable[..., T], tasks: Sequence[tuple[Any, ...]], workers: int, progress: Callable[[int], None]
 ) -> list[T]:

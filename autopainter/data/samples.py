@@ -5,70 +5,103 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopainter import seeding
-from autopainter.config import Config
-from autopainter.data import hints
-from autopainter.data.sources import BrokenInput, check_pixels
+from autopainter.config import Config, Sketch
+from autopainter.data import hints, pictures
+from autopainter.data.pictures import BrokenInput, Image
+from autopainter.data.sketch import XDoG, jittered, xdog
 from autopainter.errors import CorruptData
 from autopainter.seeding import Use
 
-Image = NDArray[np.uint8]
+_HUE_DEGREES = 30.0  # of a color_jitter of 1; saturation and contrast vary by up to half and a quarter
+_SATURATION = 0.5
+_CONTRAST = 0.25
 
-cv2.setNumThreads(1)  # the stream's own threads decode in parallel
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], np.float64)
+_TO_RGB = np.linalg.inv(_TO_YIQ)
 
 
-def decode(color: bytes, sketch: bytes, name: str) -> tuple[Image, Image]:
-    """Decode a pair's image files: uint8 [H, W, 3] RGB and uint8 [H, W].
+def decode(color: bytes, sketch: bytes | None, name: str) -> tuple[Image, Image | None]:
+    """Decode a pair's image files: uint8 [H, W, 3] RGB and uint8 [H, W], or None if there is no drawing.
 
     Raises:
         CorruptData: one of them is no image or too large a one, or their sizes differ.
     """
     try:
-        check_pixels(color)
-        check_pixels(sketch)
+        pixels = pictures.decode_stored(color, grey=False)
+        lines = None if sketch is None else pictures.decode_stored(sketch, grey=True)
     except BrokenInput as error:
         raise CorruptData(f"{name}: {error}") from None
-    pixels = cv2.imdecode(np.frombuffer(color, np.uint8), cv2.IMREAD_COLOR_RGB)
-    lines = cv2.imdecode(np.frombuffer(sketch, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if pixels is None or lines is None or pixels.shape[:2] != lines.shape:
+    if lines is not None and pixels.shape[:2] != lines.shape:
         raise CorruptData(f"{name}: not a pair of images of one size")
     return pixels, lines
 
 
-def resize(image: Image, size: int) -> Image:
-    """The one resampling filter of training, validation and painting: pixel areas, to ``size`` x ``size``."""
-    if image.shape[:2] == (size, size):
-        return image
-    shrinks = max(image.shape[:2]) > size
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+def draw(color: Image, config: Sketch, random: np.random.Generator | None) -> Image:
+    """Draw a picture in its final size: uint8 [S, S]; without a generator, with the parameters as they are."""
+    params = XDoG(config.sigma, config.k, config.gamma, config.phi, config.epsilon, config.sharpness)
+    return xdog(color, jittered(params, config.jitter, random) if random else params)
 
 
-def augment(color: Image, sketch: Image, config: Config, random: np.random.Generator) -> tuple[Image, Image]:
-    """Random crop and mirror, both images alike; [S, S, 3] and [S, S] with S = data.image_size."""
-    height, width = sketch.shape
-    edge = max(round(min(height, width) / config.data.crop_scale), 1)
+def augment(
+    color: Image, sketch: Image | None, config: Config, random: np.random.Generator
+) -> tuple[Image, Image | None]:
+    """Random square crop and mirror, both images alike; [S, S, 3] and [S, S] with S = data.image_size."""
+    height, width = color.shape[:2]
+    share = random.uniform(config.data.crop_min, config.data.crop_max)
+    edge = max(round(min(height, width) * share), 1)
     top, left = int(random.integers(height - edge + 1)), int(random.integers(width - edge + 1))
-    window = (slice(top, top + edge), slice(left, left + edge))
-    color, sketch = resize(color[window], config.data.image_size), resize(sketch[window], config.data.image_size)
-    if config.data.flip and random.random() < 0.5:
-        color, sketch = color[:, ::-1], sketch[:, ::-1]
-    return np.ascontiguousarray(color), np.ascontiguousarray(sketch)
+    mirrored = config.data.flip and random.random() < 0.5
+
+    def view(image: Image) -> Image:
+        size = config.data.image_size
+        cut = pictures.resize(image[top : top + edge, left : left + edge], size, size)
+        return np.ascontiguousarray(cut[:, ::-1] if mirrored else cut)
+
+    return view(color), None if sketch is None else view(sketch)
+
+
+def jitter_colors(color: Image, sketch: Image, strength: float, random: np.random.Generator) -> tuple[Image, Image]:
+    """Turn the hue and change saturation and contrast of a picture, and the contrast of its drawing alike.
+
+    Hue and saturation are a rotation and a scale in the plane of colour differences (YIQ); contrast scales the distance
+    to white, so paper stays white.
+    """
+    hue, saturation, contrast = random.uniform(-strength, strength, 3) * (_HUE_DEGREES, _SATURATION, _CONTRAST)
+    scale, angle = 1 + saturation, np.deg2rad(hue)
+    turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
+    matrix = (1 + contrast) * (_TO_RGB @ (turn * np.array([[1], [scale], [scale]])) @ _TO_YIQ)
+    # White maps to itself: x -> 255 + M (x - 255), and M (255, 255, 255) is the contrast times 255.
+    offset = np.full((3, 1), -255 * contrast)
+    jittered_color = cv2.transform(color, np.hstack((matrix, offset)))
+    jittered_sketch = cv2.transform(sketch, np.array([[1 + contrast, -255 * contrast]]))
+    return jittered_color, jittered_sketch
 
 
 def training_sample(
-    color: Image, sketch: Image, config: Config, position: int, out: dict[str, NDArray[np.generic]]
+    color: Image, sketch: Image | None, config: Config, position: int, out: dict[str, NDArray[np.generic]]
 ) -> None:
     """Make the sample of a global position and write it into one row of a batch's arrays."""
     seed = config.train.seed
     color, sketch = augment(color, sketch, config, seeding.generator(seed, Use.AUGMENT, position))
+    if sketch is None or config.sketch.mode == "on_the_fly":
+        sketch = draw(color, config.sketch, seeding.generator(seed, Use.SKETCH, position))
+    if config.data.color_jitter:
+        random = seeding.generator(seed, Use.COLOR_JITTER, position)
+        color, sketch = jitter_colors(color, sketch, config.data.color_jitter, random)
     hint = hints.draw(color, sketch, config.hints, seeding.generator(seed, Use.HINTS, position))
     _write(out, color, sketch, hint, seeding.key(seed, Use.DROPOUT, position))
 
 
 def validation_sample(
-    color: Image, sketch: Image, config: Config, index: int, out: dict[str, NDArray[np.generic]]
+    color: Image, sketch: Image | None, config: Config, index: int, out: dict[str, NDArray[np.generic]]
 ) -> None:
-    """Make the sample of a validation index: not augmented, always hinted, the same at every step of every run."""
-    color, sketch = resize(color, config.data.image_size), resize(sketch, config.data.image_size)
+    """Make the sample of a validation index: its centre, always hinted, the same at every step of every run."""
+    size = config.data.image_size
+    color = pictures.squares(color, size, "crop")[""]
+    if sketch is None or config.sketch.mode == "on_the_fly":
+        sketch = draw(color, config.sketch, None)
+    else:
+        sketch = pictures.squares(sketch, size, "crop")[""]
     always = config.hints.model_copy(update={"unhinted": 0.0})
     hint = hints.draw(color, sketch, always, seeding.generator(0, Use.HINTS, index))
     _write(out, color, sketch, hint, 0)

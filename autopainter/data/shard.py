@@ -1,14 +1,13 @@
 """Shards: what each of them will hold, and making one, the unit of work of packing here or on a cluster.
 
-A shard is a plain WebDataset tar with ``KEY.color.jpg``, ``KEY.json`` and ``KEY.sketch.png`` of each sample. Its bytes
-are a pure function of the source, its list of items and the options.
+A shard is a plain WebDataset tar with ``KEY.color.jpg``, ``KEY.json`` and, unless drawings are made on the fly,
+``KEY.sketch.png`` of each sample. Its bytes are a pure function of the source, its list of items and the options.
 """
 
 import hashlib
 import io
 import json
-import tarfile
-import zlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +17,9 @@ import numpy as np
 import webdataset
 
 from autopainter import storage
-from autopainter.data import manifest
-from autopainter.data.manifest import CHUNK_SAMPLES, Chunk, Sample, Shard
-from autopainter.data.sources import BrokenInput, Item, NoDrawing, Pair, Source
+from autopainter.data import manifest, tarindex
+from autopainter.data.manifest import CHUNK_SAMPLES, Sample, Samples, Shard
+from autopainter.data.sources import BrokenInput, Item, NoDrawing, Pair, Source, Undecided
 from autopainter.errors import CorruptData, UserError
 
 SPLITS = ("train", "validation")
@@ -47,6 +46,9 @@ class PackOptions:
     """Quality of the stored colour pictures."""
     limit: int | None = None
     """Pack only so many items, always the same ones, spread over the source; none: all."""
+    group_by: str | None = None
+    """Regular expression searched in the names of the inputs; those with the same match (its first group, if it has
+    one) stay on one side of the split. None: the grouping of the source."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation < 1:
@@ -57,6 +59,11 @@ class PackOptions:
             raise UserError(f"jpeg_quality: must be 1 to 100, got {self.jpeg_quality}")
         if self.limit is not None and self.limit < 2:
             raise UserError(f"limit: must be at least 2, got {self.limit}")
+        if self.group_by is not None:
+            try:
+                re.compile(self.group_by)
+            except re.error as error:
+                raise UserError(f"group_by: {self.group_by!r} is no regular expression: {error}") from None
 
 
 DEFAULTS = PackOptions()
@@ -71,32 +78,36 @@ class ShardPlan:
     items: tuple[Item, ...]
 
 
+LeftOut = dict[str, dict[str, str]]
+"""Inputs that are not in the shards: by kind, by name, the reason."""
+
+LEFT_OUT = {BrokenInput: "broken", Undecided: "undecided", NoDrawing: "excluded"}
+"""Kinds of inputs that are left out: cannot be read, no half is surely the drawing, left out by design."""
+
+
 @dataclass(frozen=True)
 class ShardRecord:
     """What became of a plan.
 
     Attributes:
         shard: the shard as the manifest lists it; None if none of its items could be packed.
-        broken: inputs that could not be read, by location, with the reason.
-        excluded: inputs left out by design, by location, with the reason.
+        left_out: inputs that are not in it.
     """
 
     shard: Shard | None
-    broken: dict[str, str] = field(default_factory=dict)
-    excluded: dict[str, str] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=dict)
 
     def encode(self) -> bytes:
         """As JSON bytes: a manifest of one shard."""
-        info = {"broken": self.broken, "excluded": self.excluded}
-        return manifest.encode(info, {"": (self.shard,) if self.shard else ()})
+        return manifest.encode({"left_out": self.left_out}, {"": (self.shard,) if self.shard else ()})
 
     @staticmethod
     def decode(data: bytes) -> "ShardRecord":
         """The inverse of ``encode``; ``CorruptData`` for other bytes."""
         try:
-            document = json.loads(data)
-            shards = [manifest.decode_shard(entry) for entry in document["splits"][""]]
-            return ShardRecord(shards[0] if shards else None, **document["info"])
+            document = manifest.parse(data)
+            shards = document["splits"][""]
+            return ShardRecord(shards[0] if shards else None, document["info"]["left_out"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptData(f"not a shard record: {error}") from None
 
@@ -112,7 +123,7 @@ def plan_shards(items: list[Item], options: PackOptions) -> list[ShardPlan]:
     """
     assert len({item.key for item in items}) == len(items)
     chosen = sorted(items, key=lambda item: hashlib.sha256(b"order " + item.key.encode()).digest())[: options.limit]
-    places = {item.group: _place(item.group) for item in chosen}
+    places = {item.group: place_of_group(item.group) for item in chosen}
     lowest, highest = min(places.values()), max(places.values())
     if lowest == highest:
         raise UserError(f"nothing can be held out for validation: all {len(chosen)} inputs are variants of one drawing")
@@ -131,7 +142,7 @@ def plan_shards(items: list[Item], options: PackOptions) -> list[ShardPlan]:
     return plans
 
 
-def _place(group: str) -> float:
+def place_of_group(group: str) -> float:
     """A group's fixed place in [0, 1)."""
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6], "big") / 2**48
 
@@ -159,44 +170,43 @@ def pack_shard(
     Raises:
         StorageError: reading or writing kept failing; inputs that are merely broken go into the record instead.
     """
-    cv2.setNumThreads(1)  # parallel over shards, not inside a picture
     store = storage.open_store(destination)
-    broken: dict[str, str] = {}
-    excluded: dict[str, str] = {}
+    left_out: LeftOut = {kind: {} for kind in LEFT_OUT.values()}
     buffer = io.BytesIO()
-    packed = 0
+    keys = []
     with webdataset.TarWriter(buffer, encoder=False, mtime=0) as writer:
         for item in plan.items:
             try:
-                writer.write(_encode(item, source.read(item), options.jpeg_quality))
-                packed += 1
-            except BrokenInput as error:
-                broken[_printable(item.location)] = str(error)
-            except NoDrawing as error:
-                excluded[_printable(item.location)] = str(error)
+                for pair in source.pairs(item, source.fetch(item)):
+                    keys.append(f"{item.key}-{pair.part}" if pair.part else item.key)
+                    writer.write(_encode(keys[-1], item, pair, options.jpeg_quality))
+            except tuple(LEFT_OUT) as error:
+                left_out[LEFT_OUT[type(error)]][printable(item.location)] = str(error)
             tick()
-    if packed:
+    shard = None
+    if keys:
         data = buffer.getvalue()
         store.write(plan.name, data)
-        record = ShardRecord(index(plan.name, data), broken, excluded)
-    else:
-        record = ShardRecord(None, broken, excluded)
+        shard = index(plan.name, data)
+        assert shard.samples.keys == keys
+    record = ShardRecord(shard, left_out)
     store.write(record_key, record.encode())
     return record
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     """A file name with bytes that are no text written as escapes."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _encode(item: Item, pair: Pair, jpeg_quality: int) -> dict[str, Any]:
-    about = {"key": item.key, "group": item.group, "source": item.location}
+def _encode(key: str, item: Item, pair: Pair, jpeg_quality: int) -> dict[str, Any]:
+    about = {"key": key, "group": item.group, "source": item.location}
+    sketch = {} if pair.sketch is None else {"sketch.png": _image(".png", pair.sketch, _PNG)}
     return {
-        "__key__": item.key,
+        "__key__": key,
         "color.jpg": _image(".jpg", cv2.cvtColor(pair.color, cv2.COLOR_RGB2BGR), [*_JPEG, jpeg_quality]),
         "json": json.dumps(about).encode(),
-        "sketch.png": _image(".png", pair.sketch, _PNG),
+        **sketch,
     }
 
 
@@ -209,27 +219,11 @@ def _image(suffix: str, image: Any, options: list[int]) -> bytes:
 def index(name: str, data: bytes) -> Shard:
     """Find the samples of a shard that ``pack_shard`` wrote, and checksum its chunks.
 
-    A chunk spans from the first tar header of its first sample to the end of the padding of its last one.
-
     Args:
         name: name of the shard beside its manifest.
         data: the whole tar.
     """
-    members: dict[str, dict[str, tarfile.TarInfo]] = {}
-    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-        for member in tar:
-            key, _, suffix = member.name.partition(".")
-            members.setdefault(key, {})[suffix] = member
-    samples = []
-    spans = []
-    for key, files in members.items():
-        color, sketch = files["color.jpg"], files["sketch.png"]
-        samples.append(Sample(key, (color.offset_data, color.size), (sketch.offset_data, sketch.size)))
-        ends = [file.offset_data + -(-file.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE for file in files.values()]
-        spans.append((min(file.offset for file in files.values()), max(ends)))
-    chunks = []
-    for first in range(0, len(spans), CHUNK_SAMPLES):
-        chunk = spans[first : first + CHUNK_SAMPLES]
-        start, stop = chunk[0][0], chunk[-1][1]
-        chunks.append(Chunk(first, len(chunk), start, stop, zlib.crc32(data[start:stop])))
-    return Shard(name, len(data), hashlib.sha256(data).hexdigest(), tuple(samples), tuple(chunks))
+    places, _, _ = tarindex.find(data)
+    samples = Samples.of(Sample(place.key, place.files["color.jpg"], place.files.get("sketch.png")) for place in places)
+    chunks = tarindex.chunks(places, range(len(places)))
+    return Shard(name, len(data), hashlib.sha256(data).hexdigest(), samples, chunks)

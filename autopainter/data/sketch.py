@@ -5,7 +5,7 @@ stylization", Computers & Graphics 36(6), 2012, doi 10.1016/j.cag.2012.03.004.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -73,3 +73,22 @@ def xdog(color: NDArray[np.uint8], params: XDoG = AUTHORS) -> NDArray[np.uint8]:
     below = np.minimum(narrow - params.gamma * wide - params.epsilon, 0)
     sketch: NDArray[np.uint8] = np.rint(255 * (1 + np.tanh(params.phi * below))).astype(np.uint8)
     return sketch
+
+
+def jittered(params: XDoG, jitter: float, random: np.random.Generator) -> XDoG:
+    """Vary the lines as different hands and pens would: their scale, how faint an edge is drawn, and how soft.
+
+    Args:
+        params: what to start from.
+        jitter: how far, 0 (not at all) to 1. ``sigma`` is multiplied by up to 2 to the power of +-jitter, ``gamma``
+            moved by up to +-0.02 jitter (nearer to 1 draws fainter edges), and ``phi`` divided by up to 1000 to the
+            power of jitter (from steps to soft shades).
+        random: three uniform numbers are drawn.
+    """
+    scale, faint, soft = random.uniform((-1, -1, 0), (1, 1, 1))
+    return replace(
+        params,
+        sigma=params.sigma * 2.0 ** (jitter * scale),
+        gamma=params.gamma + 0.02 * jitter * faint,
+        phi=params.phi / 1000.0 ** (jitter * soft),
+    )

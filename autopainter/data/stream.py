@@ -6,11 +6,10 @@ is remembered: the stream of step t is built from t alone. A chunk that keeps fa
 skipping it would change the order of every later step.
 """
 
-import functools
+import math
 import time
-import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,15 +18,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autopainter import storage
 from autopainter.config import Config
-from autopainter.data import samples
-from autopainter.data.manifest import Chunk, Manifest, Sample, Shard
-from autopainter.data.plan import Order, step_positions
-from autopainter.data.samples import Image
-from autopainter.errors import CorruptData, StorageError
-
-_CHECKSUM_ATTEMPTS = 3
+from autopainter.data import plan, samples
+from autopainter.data.chunks import Split
+from autopainter.data.manifest import CHUNK_SAMPLES, Manifest
+from autopainter.data.pictures import Image
+from autopainter.data.plan import Order, Place
 
 
 @dataclass
@@ -63,60 +59,6 @@ class Batch:
 
 
 @dataclass
-class Split:
-    """The samples and chunks of one split in one line each, with the store that they are in."""
-
-    store: storage.Store
-    samples: list[Sample]
-    chunks: list[tuple[Shard, Chunk]]
-    bytes_read: int = 0
-
-    @classmethod
-    def open(cls, manifest: Manifest, name: str) -> "Split":
-        """Lay out a split of a manifest; raises ``UserError`` if it is empty."""
-        shards = manifest.split(name)
-        return cls(
-            store=storage.open_store(manifest.uri),
-            samples=[sample for shard in shards for sample in shard.samples],
-            chunks=[(shard, chunk) for shard in shards for chunk in shard.chunks],
-        )
-
-    def fetch(self, index: int) -> bytes:
-        """Read one chunk and check it.
-
-        Raises:
-            CorruptData: its checksum is wrong each time it is read, or the shard ends before it.
-            StorageError: it cannot be read, or the shard is gone.
-        """
-        shard, chunk = self.chunks[index]
-        for _ in range(_CHECKSUM_ATTEMPTS):
-            try:
-                data = self.store.read_range(shard.key, chunk.start, chunk.stop)
-            except FileNotFoundError:
-                raise StorageError(
-                    f"{self.store.locate(shard.key)}: not found; the data set was changed under the run"
-                ) from None
-            self.bytes_read += len(data)
-            checksum = zlib.crc32(data)
-            if checksum == chunk.crc32:
-                return data
-        raise CorruptData(
-            f"{self.store.locate(shard.key)}: chunk of bytes {chunk.start} to {chunk.stop} has CRC-32 {checksum:08x},"
-            f" the manifest says {chunk.crc32:08x}"
-        )
-
-    def decode(self, index: int, chunk_index: int, data: bytes) -> tuple[Image, Image]:
-        """Decode one sample out of its chunk's bytes: uint8 [H, W, 3] RGB and uint8 [H, W]."""
-        shard, chunk = self.chunks[chunk_index]
-        sample = self.samples[index]
-        color, sketch = (
-            data[offset - chunk.start : offset - chunk.start + length]
-            for offset, length in (sample.color, sample.sketch)
-        )
-        return samples.decode(color, sketch, f"{self.store.locate(shard.key)}: sample {sample.key}")
-
-
-@dataclass
 class _Pending:
     """A batch that is being made."""
 
@@ -144,75 +86,118 @@ def _allocate(size: int, count: int) -> dict[str, NDArray[Any]]:
     }
 
 
-class TrainingStream:
-    """An endless iterator over the training batches of one worker, beginning at any step.
+class _Pipeline(Iterator[Batch]):
+    """Batches of planned steps, in order: chunks are requested ahead, samples are made ahead of their use.
 
-    Memory is bounded by ``lanes / world * block_chunks`` chunks and ``prefetch_batches`` batches.
-
-    Attributes:
-        wait_seconds: time that ``next`` has waited for data so far.
+    Args:
+        split: where chunks come from.
+        steps: number of each step, and the places of its samples.
+        make: writes the pixels of a sample into the row that is its last argument.
     """
 
-    def __init__(self, manifest: Manifest, config: Config, rank: int, world: int, start_step: int) -> None:
-        self.config = config
-        self.split = Split.open(manifest, "train")
-        self.order = training_order(self.split, config)
+    def __init__(
+        self,
+        split: Split,
+        config: Config,
+        steps: Iterator[tuple[int, list[Place]]],
+        make: Callable[[Image, Image | None, Config, int, dict[str, Any]], None],
+    ) -> None:
+        self.split = split
         self.wait_seconds = 0.0
-        self._rank, self._world = rank, world
-        self._next_step = start_step
-        self._epoch = functools.lru_cache(maxsize=2)(self.order.epoch)
-        self._uses_left: dict[int, NDArray[np.int64]] = {}
-        self._chunks: dict[tuple[int, int], Future[bytes]] = {}
+        self._config, self._make = config, make
+        self._steps = steps
+        self._planned: deque[tuple[int, list[Place]]] = deque()  # their chunks are requested
+        self._chunks: dict[tuple[int, int], Future[bytes]] = {}  # by epoch and number
         self._pending: deque[_Pending] = deque()
+        self._failure: BaseException | None = None
         self._fetchers = ThreadPoolExecutor(config.data.fetch_threads, "fetch")
         self._decoders = ThreadPoolExecutor(config.data.decode_threads, "decode")
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
     def __next__(self) -> Batch:
-        while len(self._pending) < self.config.data.prefetch_batches:
-            self._pending.append(self._schedule(self._next_step))
-            self._next_step += 1
+        if self._failure:
+            raise self._failure  # to go on with the step after it would be another order
+        while len(self._pending) < self._config.data.prefetch_batches and (self._planned or self._plan()):
+            self._pending.append(self._schedule(*self._planned.popleft()))
+        while len(self._planned) < self._config.data.fetch_ahead_batches and self._plan():
+            pass
+        if not self._pending:
+            raise StopIteration
         began = time.perf_counter()
-        batch = self._pending.popleft().batch()
-        self.wait_seconds += time.perf_counter() - began
-        return batch
+        try:
+            return self._pending.popleft().batch()
+        except BaseException as error:
+            self._failure = error
+            raise
+        finally:
+            self.wait_seconds += time.perf_counter() - began
+
+    @property
+    def ready_batches(self) -> int:
+        """Batches that are made and not yet taken."""
+        return sum(all(row.done() for row in pending.rows) for pending in self._pending)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the chunks that are held, or are to be fetched next."""
+        chunks = [self.split.chunks[number][1] for _, number in self._chunks]
+        return sum(chunk.stop - chunk.start for chunk in chunks)
 
     def close(self) -> None:
         """End the threads; what they had not begun is dropped."""
         self._fetchers.shutdown(wait=False, cancel_futures=True)
         self._decoders.shutdown(wait=False, cancel_futures=True)
+        self.split.close()
 
-    def _schedule(self, step: int) -> _Pending:
-        positions = step_positions(step, self.config.train.global_batch, self._rank, self._world)
-        pending = _Pending(step, [], _allocate(self.config.data.image_size, len(positions)))
-        for row, position in enumerate(positions):
-            epoch, place = divmod(position, self.order.samples)
-            in_order, chunk_in_order = self._epoch(epoch)
-            index, chunk = int(in_order[place]), int(chunk_in_order[place])
-            data = self._chunk(epoch, place, chunk)
-            pending.keys.append(self.split.samples[index].key)
-            pending.rows.append(self._decoders.submit(self._make, index, chunk, data, position, pending.row(row)))
+    def _plan(self) -> bool:
+        """Take the next step and request its chunks; False if there is none."""
+        step = next(self._steps, None)
+        if step is None:
+            return False
+        for place in step[1]:
+            if (place.epoch, place.chunk) not in self._chunks:
+                self._chunks[place.epoch, place.chunk] = self._fetchers.submit(self.split.fetch, place.chunk)
+        self._planned.append(step)
+        return True
+
+    def _schedule(self, step: int, places: list[Place]) -> _Pending:
+        pending = _Pending(step, [], _allocate(self._config.data.image_size, len(places)))
+        for row, place in enumerate(places):
+            of_epoch = place.epoch, place.chunk
+            data = self._chunks.pop(of_epoch) if place.last else self._chunks[of_epoch]
+            pending.keys.append(self.split.sample(place.sample).key)
+            pending.rows.append(self._decoders.submit(self._sample, place, data, pending.row(row)))
         return pending
 
-    def _chunk(self, epoch: int, place: int, chunk: int) -> "Future[bytes]":
-        """The chunk's bytes; held until the last sample that this worker takes from it in this epoch is scheduled."""
-        if epoch not in self._uses_left:
-            self._uses_left = {kept: left for kept, left in self._uses_left.items() if kept == epoch - 1}
-            mine = self._epoch(epoch)[1][place :: self._world]
-            self._uses_left[epoch] = np.bincount(mine, minlength=len(self.split.chunks))
-        if (epoch, chunk) not in self._chunks:
-            self._chunks[epoch, chunk] = self._fetchers.submit(self.split.fetch, chunk)
-        data = self._chunks[epoch, chunk]
-        self._uses_left[epoch][chunk] -= 1
-        if self._uses_left[epoch][chunk] == 0:
-            del self._chunks[epoch, chunk]
-        return data
+    def _sample(self, place: Place, data: "Future[bytes]", out: dict[str, Any]) -> None:
+        color, sketch = self.split.decode(place.sample, data.result())
+        self._make(color, sketch, self._config, place.position, out)
 
-    def _make(self, index: int, chunk: int, data: "Future[bytes]", position: int, out: dict[str, Any]) -> None:
-        color, sketch = self.split.decode(index, chunk, data.result())
-        samples.training_sample(color, sketch, self.config, position, out)
+
+class TrainingStream(_Pipeline):
+    """An endless iterator over the training batches of one worker, beginning at any step."""
+
+    def __init__(self, manifest: Manifest, config: Config, rank: int, world: int, start_step: int) -> None:
+        split = Split(manifest, "train", config, cached=True)
+        self.order = training_order(split, config)
+        steps = plan.steps(self.order, config.train.global_batch, rank, world, start_step)
+        super().__init__(split, config, steps, samples.training_sample)
+        self.most_bytes = self._bound(world)
+
+    def _bound(self, world: int) -> int:
+        """Bound on the memory for chunks and batches, from the configuration and the largest chunk.
+
+        A lane holds the block of chunks that it is in, and those that the batches made and fetched ahead reach into. At
+        the end of an epoch, where lanes run out, a worker also meets the last blocks of lanes that were others'.
+        """
+        data, batch = self._config.data, self._config.train.global_batch
+        ahead = (data.prefetch_batches + data.fetch_ahead_batches) * batch
+        blocks = 2 + ahead // (self.order.lanes * CHUNK_SAMPLES * data.block_chunks)
+        epochs = 2 + ahead // self.order.samples
+        lanes = self.order.lanes // math.gcd(self.order.lanes, world)
+        held = min((lanes * blocks + self.order.lanes) * data.block_chunks, epochs * len(self.split.chunks))
+        largest = max(chunk.stop - chunk.start for _, chunk in self.split.chunks)
+        rows = _allocate(data.image_size, batch // world)
+        return held * largest + (data.prefetch_batches + 1) * sum(array.nbytes for array in rows.values())
 
 
 def training_order(split: Split, config: Config) -> Order:
@@ -231,16 +216,10 @@ def validation_batches(manifest: Manifest, config: Config, size: int, limit: int
     Args:
         limit: stop after so many samples; none: the whole split.
     """
-    split = Split.open(manifest, "validation")
-    owners = [index for index, (_, chunk) in enumerate(split.chunks) for _ in range(chunk.samples)][:limit]
-    with ThreadPoolExecutor(config.data.fetch_threads, "validation") as fetchers:
-        for first in range(0, len(owners), size):
-            rows = range(first, min(first + size, len(owners)))
-            needed = sorted({owners[index] for index in rows})
-            chunks = dict(zip(needed, fetchers.map(split.fetch, needed), strict=True))
-            pending = _Pending(0, [], _allocate(config.data.image_size, len(rows)))
-            for row, index in enumerate(rows):
-                color, sketch = split.decode(index, owners[index], chunks[owners[index]])
-                samples.validation_sample(color, sketch, config, index, pending.row(row))
-                pending.keys.append(split.samples[index].key)
-            yield pending.batch()
+    split = Split(manifest, "validation", config)
+    steps = plan.in_order([chunk.samples for _, chunk in split.chunks], size, limit)
+    pipeline = _Pipeline(split, config, steps, samples.validation_sample)
+    try:
+        yield from pipeline
+    finally:
+        pipeline.close()

@@ -13,12 +13,23 @@ import urllib.request
 
 from autopainter.errors import StorageError, UserError
 from autopainter.storage.local import LocalStore
-from autopainter.storage.retry import Transient, one_line, retry
+from autopainter.storage.mapped import mapped
+from autopainter.storage.retry import Transient, one_line, retries, retry
 from autopainter.storage.s3 import S3Store
 from autopainter.storage.store import Store, StoredObject
 from autopainter.uri import check, split
 
-__all__ = ["LocalStore", "S3Store", "Store", "StoredObject", "open_store", "read_input", "read_uri"]
+__all__ = [
+    "LocalStore",
+    "S3Store",
+    "Store",
+    "StoredObject",
+    "mapped",
+    "open_store",
+    "read_input",
+    "read_uri",
+    "retries",
+]
 
 
 def open_store(uri: str) -> Store:

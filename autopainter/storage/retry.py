@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,7 +15,13 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = float(os.environ.get("AUTOPAINTER_STORAGE_RETRY_SECONDS", "60"))
 """Total time that one operation may spend on retries before it fails."""
 
+TIMEOUT_SECONDS = float(os.environ.get("AUTOPAINTER_STORAGE_TIMEOUT_SECONDS", "30"))
+"""A connection that brings nothing for so long has failed."""
+
 T = TypeVar("T")
+
+_counting = threading.Lock()
+_retries = 0
 
 
 class Transient(StorageError):
@@ -27,14 +34,26 @@ def retry(attempt: Callable[[], T]) -> T:
         retry=tenacity.retry_if_exception_type(Transient),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
         stop=tenacity.stop_after_delay(RETRY_SECONDS),
-        before_sleep=lambda state: log.warning(
-            "storage: attempt %d failed, trying again: %s",
-            state.attempt_number,
-            state.outcome.exception() if state.outcome else "",
-        ),
+        before_sleep=_note,
         reraise=True,
     )
     return retrying(attempt)
+
+
+def retries() -> int:
+    """Attempts of any operation of this process that failed and were followed by another one."""
+    return _retries
+
+
+def _note(state: tenacity.RetryCallState) -> None:
+    global _retries
+    with _counting:
+        _retries += 1
+    log.warning(
+        "storage: attempt %d failed, trying again: %s",
+        state.attempt_number,
+        state.outcome.exception() if state.outcome else "",
+    )
 
 
 def one_line(error: BaseException) -> str:

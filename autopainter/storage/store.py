@@ -33,7 +33,7 @@ class Store(ABC):
 
     @abstractmethod
     def read_range(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of an object; ``CorruptData`` if the object ends before ``stop``."""
+        """Bytes [start, stop) of an object, all of one version of it; ``CorruptData`` if it ends before ``stop``."""
 
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
+from autopainter import storage
+from autopainter.data.stream import TrainingStream
+
 log = logging.getLogger(__name__)
 
 
@@ -33,11 +36,17 @@ class Metrics:
             ("run", "term"), registry=self.registry,
         )  # fmt: skip
         self._run = run
+        self._counted: dict[Counter, float] = {}
         self.step = gauge("step", "Training steps done")
         self.images = counter("images_total", "Images trained on by all workers since this process started")
         self.images_per_second = gauge("images_per_second", "Training throughput of all workers")
         self.data_wait = counter("data_wait_seconds_total", "Time that the training step waited for data")
         self.bytes_read = counter("data_read_bytes_total", "Bytes of shards that this process fetched")
+        self.cache_hits = counter("data_cache_hits_total", "Chunks found in the node's cache")
+        self.cache_misses = counter("data_cache_misses_total", "Chunks that were fetched though there is a cache")
+        self.retries = counter("storage_retries_total", "Attempts of storage operations that failed and were repeated")
+        self.ready_batches = gauge("data_ready_batches", "Batches that are made and wait for the training step")
+        self.held_bytes = gauge("data_held_bytes", "Bytes of the chunks that the stream holds")
         self.last_step = gauge("last_step_timestamp_seconds", "Unix time of the last training step")
         self.checkpoint_step = gauge("checkpoint_step", "Step of the newest committed checkpoint")
         self.checkpoint_time = gauge("last_checkpoint_timestamp_seconds", "Unix time of the newest checkpoint")
@@ -59,6 +68,21 @@ class Metrics:
         self.last_step.set(time.time())
         for term, value in scalars.items():
             self._scalar.labels(self._run, term).set(value)
+
+    def streamed(self, stream: TrainingStream) -> None:
+        """Take over what the stream has counted since this process started."""
+        cache = stream.split.cache
+        for counter, total in (
+            (self.data_wait, stream.wait_seconds),
+            (self.bytes_read, stream.split.bytes_read),
+            (self.cache_hits, cache.hits if cache else 0),
+            (self.cache_misses, cache.misses if cache else 0),
+            (self.retries, storage.retries()),
+        ):
+            counter.inc(total - self._counted.get(counter, 0))
+            self._counted[counter] = total
+        self.ready_batches.set(stream.ready_batches)
+        self.held_bytes.set(stream.held_bytes)
 
     def checkpointed(self, step: int, seconds: float, error: Exception | None) -> None:
         """Take over how saving a checkpoint went."""

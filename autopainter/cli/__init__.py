@@ -1,0 +1,28 @@
+"""The command line: autopainter pack | index | inspect | vgg | train | fields | paint | evaluate."""
+
+import sys
+
+import click
+
+from autopainter import __version__
+from autopainter.cli import data, model
+from autopainter.cli.common import config_options, exit_code_of, print_plan, setup_logging
+
+__all__ = ["cli", "config_options", "exit_code_of", "main", "print_plan", "setup_logging"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def cli() -> None:
+    """Turn line sketches into coloured cartoons: prepare data, train, paint."""
+
+
+for command in (
+    data.pack, data.index, data.inspect, model.vgg, model.train, model.list_fields, model.paint, model.evaluate,
+):  # fmt: skip
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Console script."""
+    sys.exit(exit_code_of(lambda: cli.main(standalone_mode=False), "autopainter"))

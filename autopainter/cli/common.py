@@ -1,0 +1,60 @@
+"""What the commands share: exit codes, options, logging."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from autopainter.config import Config
+from autopainter.errors import Diverged, StorageError, UserError
+
+
+def setup_logging() -> None:
+    """Plain lines with the time on stderr."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+
+
+def exit_code_of(command: Callable[[], Any], program: str) -> int:
+    """Run a click command: 0, or after one line on stderr 2 (the user must mend it), 1 (it failed), 130 (Ctrl-C)."""
+    try:
+        code = command()
+        return code if isinstance(code, int) else 0
+    except click.ClickException as error:
+        message, code = error.format_message(), 2
+    except UserError as error:
+        message, code = str(error), 2
+    except (StorageError, Diverged) as error:
+        message, code = str(error), 1
+    except (KeyboardInterrupt, click.Abort):
+        message, code = "stopped; the same command continues", 130
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def options(*several: Callable[..., Any]) -> Callable[..., Any]:
+    """One decorator of several options, which help shows in this order."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(several):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+config_options = options(
+    click.option("--config", "path", metavar="FILE", type=click.Path(dir_okay=False), required=True,
+                 help="YAML file, such as job/configs/quickstart.yaml."),
+    click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True,
+                 help="Override a field, such as train.steps=100; may be given again."),
+    click.option("--dry-run", is_flag=True, help="Print the resolved configuration and what would run, and stop."),
+)  # fmt: skip
+
+
+def print_plan(config: Config, what: str) -> None:
+    """What --dry-run prints."""
+    click.echo(config.to_yaml(), nl=False)
+    click.echo(f"# {what}")

@@ -1,0 +1,84 @@
+"""The Ray cluster: connecting to it, and running many small tasks on it."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import ray.exceptions
+
+from autopainter.errors import StorageError, UserError
+
+log = logging.getLogger(__name__)
+
+_CONNECT_SECONDS = 10.0
+_TASK_RETRIES = 5
+_TASKS_AHEAD = 2
+"""Tasks that are handed to the cluster for each of its cores: enough to keep it busy, and a bound on its memory."""
+
+
+def connect(needed_cpus: float) -> None:
+    """Connect to the cluster of RAY_ADDRESS, to one that runs on this machine, or start one here.
+
+    Raises:
+        UserError: it cannot be reached.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, colon, port = address.rpartition(":")
+    try:
+        if colon and port.isdigit() and "/" not in host:
+            # Ray itself tries for minutes before it says that nobody is there.
+            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        ray.init(logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"RAY_ADDRESS: no Ray cluster answers at {address or 'this machine'}: {reason}") from None
+    there = ray.cluster_resources().get("CPU", 0)
+    if needed_cpus > there:
+        log.warning("%g CPU cores are needed and the cluster has %g: waiting until it has more", needed_cpus, there)
+
+
+def run_tasks(
+    function: Callable[..., Any],
+    tasks: Sequence[tuple[Any, ...]],
+    ticks: Sequence[int],
+    progress: Callable[[int], None],
+) -> list[Any]:
+    """Call ``function(*task, tick)`` for every task on the cluster; a ``data.pool.Run``.
+
+    A task whose process or node dies, or whose storage fails, is run again, up to five times. Progress is counted by
+    whole tasks.
+
+    Raises:
+        UserError, StorageError: of a task; also a StorageError if a task was killed each time.
+    """
+    connect(1)
+    if len(ray.nodes()) > 1:
+        log.info("folders that are named must be shared by all %d nodes", len(ray.nodes()))
+    remote = ray.remote(_call).options(num_cpus=1, max_retries=_TASK_RETRIES, retry_exceptions=[StorageError])
+    waiting = list(reversed(range(len(tasks))))
+    running: dict[Any, int] = {}
+    results: list[Any] = [None] * len(tasks)
+    done = 0
+    while waiting or running:
+        while waiting and len(running) < _TASKS_AHEAD * max(ray.cluster_resources().get("CPU", 1), 1):
+            number = waiting.pop()
+            running[remote.remote(function, tasks[number])] = number
+        (finished,), _ = ray.wait(list(running))
+        number = running.pop(finished)
+        try:
+            results[number] = ray.get(finished)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            raise cause if isinstance(cause, UserError | StorageError) else error from None
+        except ray.exceptions.RayError as error:
+            raise StorageError(f"a task was killed {_TASK_RETRIES + 1} times: {' '.join(str(error).split())}") from None
+        done += ticks[number]
+        progress(done)
+    return results
+
+
+def _call(function: Callable[..., Any], task: tuple[Any, ...]) -> Any:
+    return function(*task, lambda: None)

@@ -1,0 +1,86 @@
+"""The stream through a proxy that breaks answers: the right data or a clear error, nothing else.
+
+Random trials of ``scripts/chaos_stream.py``, and each kind of fault by itself. Run: pytest tests/test_chaos.py
+"""
+
+import itertools
+import re
+import subprocess
+import sys
+import urllib.parse
+
+import pytest
+from conftest import ROOT
+from faulty_proxy import FAULTS, FaultyProxy
+
+from autopainter import storage
+from autopainter.data import manifest
+from autopainter.data.stream import TrainingStream
+from autopainter.errors import CorruptData, StorageError
+from autopainter.storage.s3 import shared_client
+
+STEPS = 12  # over the end of an epoch of the data set
+
+
+@pytest.fixture
+def proxy(s3, monkeypatch):
+    """A proxy without faults that this process's storage is read through, with short times."""
+    with FaultyProxy(s3.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        monkeypatch.setattr("autopainter.storage.s3.TIMEOUT_SECONDS", 0.5)
+        monkeypatch.setattr(sys.modules["autopainter.storage.retry"], "RETRY_SECONDS", 20)
+        shared_client.cache_clear()
+        yield proxy
+    shared_client.cache_clear()
+
+
+def keys_and_pixels(dataset, config):
+    """What a worker gets, as values to compare."""
+    stream = TrainingStream(manifest.load(dataset), config, 0, 1, 0)
+    try:
+        return [(batch.step, batch.keys, batch.color.tolist(), batch.sketch.tolist(), batch.hint.tolist())
+                for batch in itertools.islice(stream, STEPS)]  # fmt: skip
+    finally:
+        stream.close()
+
+
+def test_random_trials_end_in_the_right_data_or_a_clear_error():
+    command = [sys.executable, str(ROOT / "scripts/chaos_stream.py"), "--trials", "12", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    whole, stopped = re.search(r"outcomes: (\d+) whole, (\d+) stopped, 0 third, 0 hang", done.stdout).groups()
+    assert int(whole) + int(stopped) == 12
+    assert int(whole) > 0
+    assert int(stopped) > 0
+    assert re.search(r"injected: \d+ ", done.stdout)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_passes_changes_nothing(proxy, dataset, small, fault):
+    expected = keys_and_pixels(dataset, small)
+    proxy.begin({}, script=[fault, fault])
+    before = storage.retries()
+    assert keys_and_pixels(dataset, small) == expected
+    assert proxy.injected == {fault: 2}
+    again = 0 if fault in ("delay", "flip") else 2  # a flipped byte is seen by the checksum, not by the store
+    assert storage.retries() - before == again
+
+
+def test_a_damaged_shard_is_named(proxy, dataset, small):
+    shard = manifest.load(dataset).split("train")[1].key
+    uri = f"{dataset.rpartition('/')[0]}/{shard}"
+    path = urllib.parse.urlsplit(uri)
+    proxy.begin({}, damaged={f"/{path.netloc}{path.path}": 2000})
+    with pytest.raises(CorruptData, match=re.escape(f"{uri}: ")):
+        keys_and_pixels(dataset, small)
+    assert proxy.injected["damaged"] > 1  # it was fetched again first
+
+
+@pytest.mark.parametrize("fault", ["503", "stall", "refuse"])
+def test_a_server_that_stays_broken_is_named_with_the_shard(proxy, dataset, small, monkeypatch, fault):
+    monkeypatch.setattr(sys.modules["autopainter.storage.retry"], "RETRY_SECONDS", 1)
+    proxy.begin({fault: 1})
+    with pytest.raises(StorageError, match=rf"{dataset.rpartition('/')[0]}/train-\d+\.tar: \S") as caught:
+        keys_and_pixels(dataset, small)
+    assert not isinstance(caught.value, CorruptData)
+    assert proxy.injected[fault] > 1
