@@ -7,6 +7,7 @@ import itertools
 import re
 import subprocess
 import sys
+import threading
 import urllib.parse
 
 import pytest
@@ -23,12 +24,12 @@ STEPS = 12  # over the end of an epoch of the data set
 
 
 @pytest.fixture
-def proxy(s3, monkeypatch):
+def proxy(s3):
     """A proxy without faults that this process's storage is read through, with short times."""
-    with FaultyProxy(s3.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        monkeypatch.setattr("autopainter.storage.s3.TIMEOUT_SECONDS", 0.5)
-        monkeypatch.setattr(sys.modules["autopainter.storage.retry"], "RETRY_SECONDS", 20)
+    with pytest.MonkeyPatch.context() as patch, FaultyProxy(s3.endpoint) as proxy:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        patch.setattr("autopainter.storage.s3.TIMEOUT_SECONDS", 0.5)
+        patch.setattr(sys.modules["autopainter.storage.retry"], "RETRY_SECONDS", 20)
         shared_client.cache_clear()
         yield proxy
     shared_client.cache_clear()
@@ -36,12 +37,15 @@ def proxy(s3, monkeypatch):
 
 def keys_and_pixels(dataset, config):
     """What a worker gets, as values to compare."""
+    others = set(threading.enumerate())
     stream = TrainingStream(manifest.load(dataset), config, 0, 1, 0)
     try:
         return [(batch.step, batch.keys, batch.color.tolist(), batch.sketch.tolist(), batch.hint.tolist())
                 for batch in itertools.islice(stream, STEPS)]  # fmt: skip
     finally:
         stream.close()
+        for thread in set(threading.enumerate()) - others:
+            thread.join()  # it reads ahead, and would go on through the proxy of another test
 
 
 def test_random_trials_end_in_the_right_data_or_a_clear_error():

@@ -262,7 +262,8 @@ def test_a_batch_that_can_be_shared_is_taken(file, batch, microbatch, world):
 
 MAY_CHANGE = {
     "run.name", "run.storage",
-    "data.manifest", "data.prefetch_batches", "data.fetch_threads", "data.decode_threads",
+    "data.manifest", "data.prefetch_batches", "data.fetch_ahead_batches", "data.fetch_threads", "data.decode_threads",
+    "data.cache", "data.cache_gib",
     "loss.vgg_weights",
     "train.steps", "train.microbatch", "train.channels_last", "train.activation_checkpointing", "train.threads",
 }  # fmt: skip

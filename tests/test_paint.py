@@ -15,10 +15,11 @@ import torch
 
 from autopainter import checkpoint, storage
 from autopainter import config as configuration
+from autopainter.data.pictures import write_png
 from autopainter.data.stream import Batch
 from autopainter.errors import CorruptData, UserError
 from autopainter.evaluate import Score, paint_both
-from autopainter.paint import Painter, paint_files, read_hints, read_sketch, write_png
+from autopainter.paint import Painter, paint_files, read_hints, read_sketch
 from autopainter.sheet import contact_sheet
 from autopainter.trainer import build_generator, network_input, to_pixels
 

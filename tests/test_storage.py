@@ -441,16 +441,17 @@ def test_a_cut_connection_is_tried_again(s3, s3_uri):
 
 
 @pytest.fixture
-def settings(s3, monkeypatch):
+def settings(s3):
     """Leads this process's client to another endpoint, with short times."""
+    with pytest.MonkeyPatch.context() as patch:
 
-    def use(endpoint, retry_seconds=20, timeout_seconds=0.5):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        monkeypatch.setattr("autopainter.storage.s3.TIMEOUT_SECONDS", timeout_seconds)
-        monkeypatch.setattr(sys.modules["autopainter.storage.retry"], "RETRY_SECONDS", retry_seconds)
-        shared_client.cache_clear()
+        def use(endpoint, retry_seconds=20, timeout_seconds=0.5):
+            patch.setenv("AWS_ENDPOINT_URL", endpoint)
+            patch.setattr("autopainter.storage.s3.TIMEOUT_SECONDS", timeout_seconds)
+            patch.setattr(sys.modules["autopainter.storage.retry"], "RETRY_SECONDS", retry_seconds)
+            shared_client.cache_clear()
 
-    yield use
+        yield use
     shared_client.cache_clear()
 
 

@@ -6,6 +6,7 @@ Run: pytest tests/test_telemetry.py
 
 import errno
 import io
+import itertools
 import logging
 import socket
 import tempfile
@@ -21,8 +22,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from services import HOST, free_ports
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from autopainter.data import manifest
+from autopainter.data.stream import TrainingStream
 from autopainter.errors import StorageError, UserError
-from autopainter.storage import LocalStore, open_store
+from autopainter.storage import LocalStore, open_store, retries
+from autopainter.storage.retry import Transient, retry
 from autopainter.telemetry.events import EventWriter
 from autopainter.telemetry.metrics import Metrics
 
@@ -202,6 +206,12 @@ def test_a_folder_that_cannot_be_written_to_is_a_warning(folder, caplog):
 
 # Prometheus
 
+STREAMED = [
+    (f"autopainter_{name}",)
+    for name in ("data_wait_seconds_total", "data_read_bytes_total", "data_cache_hits_total", "data_cache_misses_total",
+                 "storage_retries_total", "data_ready_batches", "data_held_bytes")
+]  # fmt: skip
+
 
 def fetch(port):
     """The samples that the endpoint serves: (name, labels) -> value."""
@@ -233,8 +243,6 @@ def test_the_endpoint_serves_what_was_measured(endpoint):
     metrics.logged(40, {"generator/loss": 2.5, "discriminator/loss": 0.5}, 12.25)
     metrics.images.inc(320)
     metrics.images.inc(16)
-    metrics.data_wait.inc(0.5)
-    metrics.bytes_read.inc(1 << 20)
     metrics.checkpointed(38, 1.5, None)
     samples = fetch(port)
     times = [samples.pop((f"autopainter_last_{what}_timestamp_seconds",)) for what in ("step", "checkpoint")]
@@ -245,12 +253,44 @@ def test_the_endpoint_serves_what_was_measured(endpoint):
         ("autopainter_step",): 40,
         ("autopainter_images_total",): 336,
         ("autopainter_images_per_second",): 12.25,
-        ("autopainter_data_wait_seconds_total",): 0.5,
-        ("autopainter_data_read_bytes_total",): 1 << 20,
         ("autopainter_checkpoint_step",): 38,
         ("autopainter_checkpoint_seconds",): 1.5,
         ("autopainter_checkpoint_failures_total",): 0,
+        **dict.fromkeys(STREAMED, 0),
     }
+
+
+def test_what_the_stream_does_is_counted(endpoint, dataset, small, tmp_path):
+    port, metrics = endpoint
+    counted = retries()
+    data = small.data.model_copy(update={"cache": str(tmp_path)})
+    stream = TrainingStream(manifest.load(dataset), small.model_copy(update={"data": data}), 0, 1, 0)
+    for _ in range(2):
+        list(itertools.islice(stream, 12))
+        metrics.streamed(stream)
+        samples = fetch(port)
+        assert samples["autopainter_data_wait_seconds_total",] == stream.wait_seconds > 0
+        assert samples["autopainter_storage_retries_total",] == counted
+        assert samples["autopainter_data_held_bytes",] > 0
+        assert 0 <= samples["autopainter_data_ready_batches",] <= small.data.prefetch_batches
+    stream.close()
+    metrics.streamed(stream)
+    samples = fetch(port)
+    assert samples["autopainter_data_read_bytes_total",] == stream.split.bytes_read > 0
+    assert samples["autopainter_data_cache_hits_total",] == stream.split.cache.hits > 0
+    assert samples["autopainter_data_cache_misses_total",] == stream.split.cache.misses > 0
+
+
+def test_repeated_attempts_are_counted():
+    failures = iter([Transient("slow down"), Transient("slow down")])
+
+    def attempt():
+        for failure in failures:
+            raise failure
+
+    before = retries()
+    retry(attempt)
+    assert retries() == before + 2
 
 
 def test_a_failed_checkpoint_is_counted_and_the_last_good_one_stands(endpoint):

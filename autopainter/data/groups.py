@@ -36,16 +36,25 @@ class Joined:
             self._parents[second] = first
 
 
+def check(pattern: str) -> None:
+    """Check a regular expression; ``UserError`` if it is none."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"group_by: {pattern!r} is no regular expression: {error}") from None
+
+
 def of(name: str, pattern: str) -> str:
     """What a regular expression finds in a name: its first group, or the whole match.
 
     Raises:
-        UserError: it does not match.
+        UserError: it does not match, or without its group.
     """
     match = re.search(pattern, name)
-    if not match:
+    found = match and match[min(match.re.groups, 1)]
+    if found is None:
         raise UserError(f"group_by: {pattern!r} does not match {name!r}; it must match every name")
-    return str(match[1] if match.re.groups else match[0])
+    return str(found)
 
 
 def join_duplicates(
@@ -77,7 +86,8 @@ def join_duplicates(
                 for place, digest in enumerate(digests):
                     same[place, digest].append(item)
             progress(first + len(batch), len(suspects))
-    found = [twins for twins in same.values() if len(twins) > 1]
+    # once, also if they share several files
+    found = list({tuple(item.key for item in twins): twins for twins in same.values() if len(twins) > 1}.values())
     joined = Joined()
     for first_item, *twins in found:
         for item in twins:

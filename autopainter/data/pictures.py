@@ -71,13 +71,15 @@ def decode(data: bytes) -> Image:
             # A JPEG may hold further frames (MPO: previews, depth); its first one is the picture.
             if image.format not in ("JPEG", "MPO") and getattr(image, "n_frames", 1) > 1:
                 raise BrokenInput("has several pages" if image.format == "TIFF" else "animated")
+            if image.format == "JPEG2000" and image.mode in ("RGB", "RGBA"):
+                return _to_rgb(_jpeg2000(data) or image)
             return _to_rgb(PIL.ImageOps.exif_transpose(image))
     except PIL.UnidentifiedImageError:
         return _decode_rare(data)
     except (BrokenInput, MemoryError):
         raise
     except Exception as error:  # whatever a decoder makes of damaged bytes
-        raise BrokenInput(f"damaged: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise _damaged(error) from error
 
 
 def decode_stored(data: bytes, grey: bool) -> Image:
@@ -96,12 +98,14 @@ def decode_stored(data: bytes, grey: bool) -> Image:
     try:
         with _open(data) as image:
             plain = (image.format, image.mode) in _PLAIN and not image.has_transparency_data
+            plain = plain and getattr(image, "n_frames", 1) == 1
     except PIL.UnidentifiedImageError:
         plain = False
-    except OSError as error:
-        raise BrokenInput(f"damaged: {error}") from None
     if plain:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB)
+        try:
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB)
+        except cv2.error:
+            pixels = None
         if pixels is None:
             raise BrokenInput("damaged")
         return cast(Image, pixels)
@@ -117,8 +121,12 @@ def check_pixels(data: bytes) -> None:
     """
     try:
         _open(data).close()
-    except (PIL.UnidentifiedImageError, OSError, SyntaxError):
+    except PIL.UnidentifiedImageError:
         raise BrokenInput("not an image") from None
+
+
+def _damaged(error: Exception) -> BrokenInput:
+    return BrokenInput(f"damaged: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def _open(data: bytes) -> PIL.Image.Image:
@@ -129,6 +137,10 @@ def _open(data: bytes) -> PIL.Image.Image:
             image = PIL.Image.open(io.BytesIO(data), formats=_FORMATS)
     except PIL.Image.DecompressionBombError:
         raise BrokenInput(f"more than {MAX_PIXELS} pixels") from None
+    except (PIL.UnidentifiedImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise _damaged(error) from error
     if image.width * image.height > MAX_PIXELS:
         raise BrokenInput(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
     return image
@@ -145,6 +157,15 @@ def _decode_rare(data: bytes) -> Image:
     if image is None:
         raise BrokenInput("not an image of a known format")
     return cast(Image, image)
+
+
+def _jpeg2000(data: bytes) -> PIL.Image.Image | None:
+    """One of 16 bits a channel, by OpenCV: Pillow 13 rounds white up beyond 16 bits, to black. None for others."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if image is None or image.dtype != np.uint16 or image.ndim != 3:
+        return None
+    high = (image >> 8).astype(np.uint8)
+    return PIL.Image.fromarray(cv2.cvtColor(high, cv2.COLOR_BGR2RGB if high.shape[2] == 3 else cv2.COLOR_BGRA2RGBA))
 
 
 def _to_rgb(image: PIL.Image.Image) -> Image:

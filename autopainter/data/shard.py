@@ -7,7 +7,6 @@ A shard is a plain WebDataset tar with ``KEY.color.jpg``, ``KEY.json`` and, unle
 import hashlib
 import io
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import webdataset
 
 from autopainter import storage
-from autopainter.data import manifest, tarindex
+from autopainter.data import groups, manifest, tarindex
 from autopainter.data.manifest import CHUNK_SAMPLES, Sample, Samples, Shard
 from autopainter.data.sources import BrokenInput, Item, NoDrawing, Pair, Source, Undecided
 from autopainter.errors import CorruptData, UserError
@@ -60,10 +59,7 @@ class PackOptions:
         if self.limit is not None and self.limit < 2:
             raise UserError(f"limit: must be at least 2, got {self.limit}")
         if self.group_by is not None:
-            try:
-                re.compile(self.group_by)
-            except re.error as error:
-                raise UserError(f"group_by: {self.group_by!r} is no regular expression: {error}") from None
+            groups.check(self.group_by)
 
 
 DEFAULTS = PackOptions()
@@ -144,7 +140,7 @@ def plan_shards(items: list[Item], options: PackOptions) -> list[ShardPlan]:
 
 def place_of_group(group: str) -> float:
     """A group's fixed place in [0, 1)."""
-    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(printable(group).encode()).digest()[:6], "big") / 2**48
 
 
 def pack_shard(

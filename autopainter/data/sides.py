@@ -23,8 +23,6 @@ from autopainter.errors import UserError
 
 EDGE = 256
 """Width and height in pixels that every half is scaled to, whatever its shape, before it is measured."""
-TRIM = 32
-"""A strip of 1/32 of the width is cut off both sides of both halves: JPEG mixes the halves where they meet."""
 STROKE = 15
 """Strokes up to this width, and the gaps between dense ones, count as drawn: OpenMoji's are 7 of 256 pixels wide."""
 BLANK = 40
@@ -85,10 +83,8 @@ def drawing_side(image: NDArray[np.uint8]) -> Side:
     Raises:
         Undecided: not sure, or no such pair.
     """
-    width = image.shape[1]
-    half, trim = width // 2, width // 2 // TRIM
-    left = _measure(image[:, trim : half - trim], "left")
-    right = _measure(image[:, half + trim : width - trim], "right")
+    middle = image.shape[1] // 2
+    left, right = _measure(image[:, :middle], "left"), _measure(image[:, middle:], "right")
     side: Side = "left" if left.coloured.mean() < right.coloured.mean() else "right"
     drawing, picture = (left, right) if side == "left" else (right, left)
     if picture.coloured.mean() < PICTURE_COLOURED:
@@ -119,7 +115,8 @@ def _measure(pixels: NDArray[np.uint8], side: Side) -> _Half:
     contrast = float(np.linalg.norm(to_ink))
     closed = cv2.morphologyEx(small, cv2.MORPH_CLOSE, np.ones((STROKE, STROKE), np.uint8))[::2, ::2]
     offset = closed.astype(np.float32) - paper
-    along = offset @ (to_ink / max(contrast, 1.0))
+    # Without a direction to ink, as in white on black, greys are no colours.
+    along = offset @ (to_ink / contrast if contrast >= INK_CONTRAST else np.full(3, -(3**-0.5), np.float32))
     coloured = np.square(offset) @ np.ones(3, np.float32) - np.square(along) > COLOUR_DISTANCE**2
     toned = coloured | (along > TONE * contrast) & (along < (1 - TONE) * contrast)
     bare = ~coloured & (along <= TONE * contrast)

@@ -14,6 +14,9 @@ from autopainter.data.manifest import CHUNK_SAMPLES, Chunk
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 """Key and suffix of a member, as WebDataset splits names: the suffix begins at the first dot of the file's name."""
 
+_TEXT = re.compile("[^\\n\\ud800-\\udfff]*")
+"""What a manifest can hold; tarfile gives surrogates for bytes that are no UTF-8."""
+
 _GAP_SAMPLES = 2
 """Longest run of samples of the other split inside a chunk: reading over them is cheaper than another request."""
 
@@ -62,6 +65,8 @@ def find(data: bytes | mmap.mmap) -> tuple[list[Place], dict[str, str], str | No
                     continue
                 if not match:
                     broken[member.name] = "has no name of the form KEY.SUFFIX"
+                elif not _TEXT.fullmatch(member.name):
+                    broken[member.name] = "has a name with a line break or bytes that are no text"
                 elif member.issparse():
                     broken[member.name] = "is a sparse file"
                 elif (key in grouped and key != last) or suffix in grouped.get(key, ()):
@@ -71,6 +76,11 @@ def find(data: bytes | mmap.mmap) -> tuple[list[Place], dict[str, str], str | No
                 else:
                     grouped.setdefault(key, {})[suffix] = member
                     last = key
+            header = data[tar.offset : tar.offset + tarfile.BLOCKSIZE]  # where reading ended
+            if len(header) < tarfile.BLOCKSIZE:
+                damage = damage or "is cut off: it has no end"
+            elif any(header):  # tarfile takes a damaged header for the end
+                damage = damage or f"has a damaged header at byte {tar.offset}"
     except (tarfile.TarError, ValueError, OSError) as error:
         damage = f"is no sound tar: {error}"
     starts = [min(member.offset for member in members.values()) for members in grouped.values()]
