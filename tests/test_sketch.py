@@ -8,7 +8,8 @@ import PIL.Image
 import PIL.ImageEnhance
 import pytest
 
-from autopainter.data.sketch import XDoG, xdog
+from autopainter import seeding
+from autopainter.data.sketch import XDoG, jittered, xdog
 from autopainter.errors import UserError
 
 
@@ -118,3 +119,19 @@ def test_the_blurs_keep_their_fractions():
 def test_parameters_out_of_range_are_named(field):
     with pytest.raises(UserError, match=f"xdog.{field}"):
         XDoG(**{field: float("nan")})
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.3, 1.0])
+def test_jitter_stays_in_its_bounds_and_uses_them(jitter):
+    base = XDoG()
+    drawn = [jittered(base, jitter, seeding.generator(number)) for number in range(400)]
+    assert drawn[7] == jittered(base, jitter, seeding.generator(7))
+    for values, least, most in (
+        ([params.sigma for params in drawn], 1.5 * 2**-jitter, 1.5 * 2**jitter),
+        ([params.gamma for params in drawn], 0.97 - 0.02 * jitter, 0.97 + 0.02 * jitter),
+        ([1 / params.phi for params in drawn], 1 / 200, 1 / 200 + 30 * jitter),
+    ):
+        assert least * (1 - 1e-9) <= min(values) <= max(values) <= most * (1 + 1e-9)
+        assert max(values) - min(values) >= 0.95 * (most - least)
+    assert {(params.k, params.epsilon, params.sharpness) for params in drawn} == {(2.0, 0.1, 3.0)}
+    assert (len(set(drawn)) == 1) == (jitter == 0)

@@ -144,12 +144,14 @@ def folders(colors: str, sketches: str, destination: str, size: int, fit: Any, *
 def _pack(
     source: Any, destination: str, overwrite: bool, workers: int | None, dry_run: bool, max_bad: int, **choices: Any
 ) -> None:
+    from autopainter.data import groups
     from autopainter.data.pack import PackOptions, pack
     from autopainter.data.shard import plan_shards
     from autopainter.progress import progress_bar
 
     if dry_run:
-        plans = plan_shards(source.listing().items, PackOptions(**choices))
+        packing = PackOptions(**choices)
+        plans = plan_shards(groups.by_pattern(source.listing().items, packing.group_by), packing)
         click.echo(yaml.safe_dump({"source": source.info(), "options": choices}, sort_keys=False), nl=False)
         inputs = sum(len(plan.items) for plan in plans)
         click.echo(f"# packs {inputs} inputs into {len(plans)} shards in {destination}")
@@ -168,7 +170,8 @@ def _pack(
     click.echo(
         f"{result.uri}: {already}{samples} samples in {result.shards} shards, {result.bytes / 1e6:.1f} MB;"
         f" {', '.join(counts)}, {len(result.left_out['excluded'])} left out by design,"
-        f" {sum(map(len, result.duplicates))} share a file" + (f"; no pictures: {ignored}" if ignored else "")
+        f" {len({name for twins in result.duplicates for name in twins})} share a file"
+        + (f"; no pictures: {ignored}" if ignored else "")
     )
     _exit_if_bad(sum(len(found) for found in result.bad.values()), max_bad)
 

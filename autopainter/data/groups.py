@@ -57,6 +57,11 @@ def of(name: str, pattern: str) -> str:
     return str(found)
 
 
+def by_pattern(items: list[Item], pattern: str | None) -> list[Item]:
+    """Items with the groups that a regular expression finds in their locations; as they are, if there is none."""
+    return [replace(item, group=of(item.location, pattern)) for item in items] if pattern else items
+
+
 def join_duplicates(
     source: Source, items: list[Item], progress: Callable[[int, int], None]
 ) -> tuple[list[Item], list[list[str]]]:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from autopainter import storage
@@ -113,9 +113,7 @@ def pack(
     store = storage.open_store(destination)
     exists = store.size(MANIFEST) is not None  # also finds a missing bucket before any work is done
     listing = source.listing()
-    items = listing.items
-    if options.group_by:
-        items = [replace(item, group=groups.of(item.location, options.group_by)) for item in items]
+    items = groups.by_pattern(listing.items, options.group_by)
     items, duplicates = groups.join_duplicates(source, items, lambda done, total: progress("comparing", done, total))
     plans = plan_shards(items, options)
     identity = _identity(source, options, items)
@@ -162,7 +160,10 @@ def _already_packed(store: storage.Store, identity: dict[str, Any]) -> PackResul
         if sizes.get(shard.key) != shard.bytes:
             raise UserError(f"{store.locate(shard.key)}: missing or damaged; pack again with --overwrite")
     _delete_records(store)
-    return _result(found, json.loads(store.read(SUMMARY)), kept=0, already=True)
+    try:
+        return _result(found, json.loads(store.read(SUMMARY)), kept=0, already=True)
+    except (FileNotFoundError, ValueError, TypeError):
+        raise UserError(f"{store.locate(SUMMARY)}: missing or damaged; pack again with --overwrite") from None
 
 
 def _shards_in(store: storage.Store) -> dict[str, int]:
@@ -240,7 +241,7 @@ def _finish(
         "bytes": sum(shard.bytes for of_split in splits.values() for shard in of_split),
         "left_out": left_out,
         "duplicates": [[printable(name) for name in twins] for twins in duplicates],
-        "ignored": listing.ignored,
+        "ignored": {printable(suffix): count for suffix, count in listing.ignored.items()},
     }
     store.write(SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False).encode())
     if not store.create(MANIFEST, data):

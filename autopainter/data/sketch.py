@@ -81,8 +81,8 @@ def jittered(params: XDoG, jitter: float, random: np.random.Generator) -> XDoG:
     Args:
         params: what to start from.
         jitter: how far, 0 (not at all) to 1. ``sigma`` is multiplied by up to 2 to the power of +-jitter, ``gamma``
-            moved by up to +-0.02 jitter (nearer to 1 draws fainter edges), and ``phi`` divided by up to 1000 to the
-            power of jitter (from steps to soft shades).
+            moved by up to +-0.02 jitter (nearer to 1 draws fainter edges), and the width of the threshold's ramp,
+            1 / ``phi``, widened by up to 30 jitter grey levels (from steps to soft shades).
         random: three uniform numbers are drawn.
     """
     scale, faint, soft = random.uniform((-1, -1, 0), (1, 1, 1))
@@ -90,5 +90,5 @@ def jittered(params: XDoG, jitter: float, random: np.random.Generator) -> XDoG:
         params,
         sigma=params.sigma * 2.0 ** (jitter * scale),
         gamma=params.gamma + 0.02 * jitter * faint,
-        phi=params.phi / 1000.0 ** (jitter * soft),
+        phi=1 / (1 / params.phi + 30.0 * jitter * soft),
     )

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from autopainter import seeding
 from autopainter.data import pictures
@@ -40,6 +40,8 @@ class ColorImages:
         pictures.check_fit(self.fit)
         if not 0 <= self.jitter <= 1:
             raise UserError(f"jitter: must be 0 to 1, got {self.jitter}")
+        if self.sketch not in get_args(Sketch):
+            raise UserError(f"sketch: must be one of {', '.join(get_args(Sketch))}, got {self.sketch!r}")
 
     def info(self) -> dict[str, Any]:
         return {"kind": "color-images"} | asdict(self) | {"uri": self.uri.rstrip("/")}

@@ -1,6 +1,6 @@
 """Two folders, of pictures and of their drawings, matched by name."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -46,9 +46,12 @@ class MatchedFolders:
         drawings: dict[str, list[StoredObject]] = defaultdict(list)
         for entry in sketches:
             drawings[stem(entry.key)].append(entry)
+        names = Counter(stem(entry.key) for entry in colors)
         items, broken = [], {}
         for key, color in zip(sample_keys([entry.key for entry in colors]), colors, strict=True):
-            match drawings.pop(stem(color.key), []):
+            match drawings.get(stem(color.key), []):
+                case _ if names[stem(color.key)] > 1:
+                    broken[color.key] = "is one of several pictures of that name"
                 case [sketch]:
                     files = ((color.key, color.bytes), (sketch.key, sketch.bytes))
                     items.append(Item(key, key, color.key, files))
@@ -56,8 +59,8 @@ class MatchedFolders:
                     broken[color.key] = f"has no drawing of that name in {self.sketches}"
                 case several:
                     broken[color.key] = f"has several drawings: {', '.join(entry.key for entry in several)}"
-        for left in drawings.values():
-            broken |= {f"{self.sketches.rstrip('/')}/{entry.key}": "is the drawing of no picture" for entry in left}
+        for left in (drawing for name, found in drawings.items() if name not in names for drawing in found):
+            broken[f"{self.sketches.rstrip('/')}/{left.key}"] = "is the drawing of no picture"
         if not items:
             raise UserError(f"{self.colors} and {self.sketches}: no two pictures have the same name")
         return Listing(sorted(items, key=lambda item: item.key), broken, ignored)
