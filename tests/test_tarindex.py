@@ -4,6 +4,7 @@ References: webdataset's own reader, zlib. Run: pytest tests/test_tarindex.py
 """
 
 import io
+import itertools
 import mmap
 import tarfile
 import zlib
@@ -109,7 +110,6 @@ def test_members_of_no_sample_are_named(members, samples, named):
     assert len(places) == samples
     assert broken.keys() == named.keys()
     assert all(named[name] in reason for name, reason in broken.items())
-    assert all(data[slice(*place.files["jpg"])] is not None for place in places)
     assert read_back(data, places)[0][1]["jpg"] == next(file for name, file in members if name.endswith("jpg"))
 
 
@@ -167,19 +167,13 @@ def test_the_crc_of_joined_bytes_is_that_of_zlib(parts):
     assert crc.concatenated((zlib.crc32(part), len(part)) for part in parts) == zlib.crc32(b"".join(parts))
 
 
-def test_the_crc_of_joined_bytes_of_any_length():
-    checksum, zeros, length = 7, bytes(1 << 20), (1 << 29) + 5
-    for _ in range(length >> 20):
-        checksum = zlib.crc32(zeros, checksum)
-    checksum = zlib.crc32(zeros[: length & 0xFFFFF], checksum)
-    whole = zlib.crc32(bytes(5))
-    for _ in range(length >> 20):
-        whole = crc.concatenated([(whole, 0), (zlib.crc32(zeros), len(zeros))])
-    of_zeros = 0
-    for _ in range(length >> 20):
-        of_zeros = zlib.crc32(zeros, of_zeros)
-    of_zeros = zlib.crc32(zeros[: length & 0xFFFFF], of_zeros)
-    assert crc.concatenated([(7, 0), (of_zeros, length)]) == checksum
+def test_the_crc_of_long_parts():
+    zeros = bytes(1 << 20)
+    first = whole = zlib.crc32(b"first")
+    second = 0
+    for _ in range(150):
+        whole, second = zlib.crc32(zeros, whole), zlib.crc32(zeros, second)
+    assert crc.concatenated([(first, 5), (second, 150 << 20)]) == whole
 
 
 # Chunks
@@ -199,7 +193,7 @@ def test_chunks_hold_the_chosen_samples_and_their_checksum(wanted):
         assert zlib.crc32(data[chunk.start : chunk.stop]) == chunk.crc32
         part = chosen[chunk.first : chunk.first + chunk.samples]
         assert (chunk.start, chunk.stop) == (places[part[0]].start, places[part[-1]].stop)
-        assert all(later - earlier <= 3 for earlier, later in zip(part, part[1:], strict=False))
+        assert all(later - earlier <= 3 for earlier, later in itertools.pairwise(part))
         held += part
     assert held == chosen
     if all(wanted):
