@@ -508,6 +508,25 @@ def test_a_503_that_the_server_takes_back(s3_uri, proxy):
     assert store.read_range("key", 1, 3) == b"at"
 
 
+@pytest.mark.parametrize("fault", ["cut", "reset", "stall", "refuse", "500", "503"])
+def test_a_list_survives_faults(s3_uri, proxy, fault):
+    store = open_store(s3_uri)
+    store.write("key", b"data")
+    proxy.begin({}, script=[fault, fault])
+    assert store.list() == [StoredObject("key", 4)]
+    assert proxy.injected == {fault: 2}
+
+
+@pytest.mark.parametrize("fault", ["cut", "reset", "stall"])
+def test_an_error_whose_own_body_does_not_come(s3_uri, proxy, fault):
+    store = open_store(s3_uri)
+    store.write("key", b"data")
+    proxy.begin({}, script=[fault])
+    with pytest.raises(CorruptData, match="ends at or before byte 7, expected 9"):
+        store.read_range("key", 7, 9)
+    assert proxy.injected == {fault: 1}
+
+
 class BeforeRetry(logging.Handler):
     """Does something between a failed attempt and the next one."""
 

@@ -1,5 +1,7 @@
 """From the bytes of one pair to the pixels of one training sample."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +57,7 @@ def augment(
     def view(image: Image) -> Image:
         size = config.data.image_size
         cut = pictures.resize(image[top : top + edge, left : left + edge], size, size)
-        return np.ascontiguousarray(cut[:, ::-1] if mirrored else cut)
+        return cv2.flip(cut, 1) if mirrored else np.ascontiguousarray(cut)
 
     return view(color), None if sketch is None else view(sketch)
 
@@ -78,7 +80,7 @@ def jitter_colors(color: Image, sketch: Image, strength: float, random: np.rando
 
 
 def training_sample(
-    color: Image, sketch: Image | None, config: Config, position: int, out: dict[str, NDArray[np.generic]]
+    color: Image, sketch: Image | None, config: Config, position: int, out: dict[str, NDArray[Any]]
 ) -> None:
     """Make the sample of a global position and write it into one row of a batch's arrays."""
     seed = config.train.seed
@@ -93,7 +95,7 @@ def training_sample(
 
 
 def validation_sample(
-    color: Image, sketch: Image | None, config: Config, index: int, out: dict[str, NDArray[np.generic]]
+    color: Image, sketch: Image | None, config: Config, index: int, out: dict[str, NDArray[Any]]
 ) -> None:
     """Make the sample of a validation index: its centre, always hinted, the same at every step of every run."""
     size = config.data.image_size
@@ -107,8 +109,9 @@ def validation_sample(
     _write(out, color, sketch, hint, 0)
 
 
-def _write(out: dict[str, NDArray[np.generic]], color: Image, sketch: Image, hint: Image, dropout_key: int) -> None:
-    out["color"][:] = color.transpose(2, 0, 1)
+def _write(out: dict[str, NDArray[Any]], color: Image, sketch: Image, hint: Image, dropout_key: int) -> None:
+    for planes, image in ((out["color"], color), (out["hint"], hint)):
+        for channel, plane in enumerate(planes):
+            cv2.extractChannel(image, channel, plane)
     out["sketch"][0] = sketch
-    out["hint"][:] = hint.transpose(2, 0, 1)
     out["dropout"][...] = np.uint64(dropout_key).astype(np.int64)

@@ -34,6 +34,9 @@ _BUSY = {"SlowDown", "RequestTimeout", "ConditionalRequestConflict", "InternalEr
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _REFUSED = {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "Forbidden"}
 
+# What a connection may fail with; botocore itself reads the bodies of errors and lists, and passes the first two on.
+_CONNECTION = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError)
+
 T = TypeVar("T")
 
 
@@ -69,7 +72,7 @@ class S3Store(Store):
                 ) from error
             except botocore.exceptions.ParamValidationError as error:
                 raise UserError(f"{self.locate(key)}: not a valid bucket or key") from error
-            except (botocore.exceptions.BotoCoreError, OSError) as error:
+            except (botocore.exceptions.BotoCoreError, *_CONNECTION) as error:
                 raise Transient(f"{self.locate(key)}: {one_line(error)}") from error
             except ValueError as error:  # of making the client
                 raise UserError(
@@ -230,7 +233,7 @@ class _Download:
             missing = _PIECE_BYTES if stop is None else before + stop - self._position
             try:
                 piece = body.read1(min(missing, _PIECE_BYTES))
-            except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as error:
+            except _CONNECTION as error:
                 raise self._transient(one_line(error)) from error
             if not piece:
                 break
