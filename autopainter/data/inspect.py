@@ -107,7 +107,10 @@ def sheet(manifest: Manifest, split: str, samples: int, *, columns: int = 6, til
     rows = -(-len(chosen) // columns)
     image = np.full((rows * (tile + _GAP) + _GAP, columns * (2 * tile + _GAP) + _GAP, 3), 225, np.uint8)
     for number, (shard, chunk, index) in enumerate(chosen):
-        data = store.read_range(shard.key, chunk.start, chunk.stop)
+        try:
+            data = store.read_range(shard.key, chunk.start, chunk.stop)
+        except FileNotFoundError:
+            raise StorageError(f"{store.locate(shard.key)}: not found") from None
         color, sketch = decode_sample(store, shard, chunk, shard.samples[index], data, sketch=True)
         top, left = number // columns * (tile + _GAP) + _GAP, number % columns * (2 * tile + _GAP) + _GAP
         for place, part in enumerate((color, sketch)):

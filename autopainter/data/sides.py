@@ -30,8 +30,8 @@ BLANK = 40
 COLOUR_DISTANCE = 30.0
 """Grey levels; scans of drawings in black on tinted paper have no area above 16."""
 PICTURE_COLOURED = 0.04
-"""Least share of coloured area in a picture; about 3 % of the OpenMoji pictures that have any colour are below it. With
-0.02 only 1.3 % are, but a stamp on a drawing beside a picture without colour is then taken for the picture."""
+"""Least share of coloured area in a picture; 3 to 4 % of the OpenMoji pictures that have any colour are below it. With
+0.02 only 2 % are, but a stamp on a drawing beside a picture without colour is then taken for the picture."""
 COLOURED_MARGIN = 10.0
 """Least ratio of the coloured areas. Blue ink under JPEG makes 0.02 of a drawing coloured, rarely 0.05."""
 INK_CONTRAST = 60.0
