@@ -488,8 +488,11 @@ def test_a_second_run_does_nothing_and_another_pack_is_refused(pictures, tmp_pat
 def test_a_second_run_needs_the_summary(pictures, tmp_path):
     options = PackOptions(validation=0.2)
     pack(ColorImages(str(pictures), 32), str(tmp_path), options, workers=1)
-    for damage in (lambda path: path.write_text("{}"), lambda path: path.write_text("no"), lambda path: path.unlink()):
-        damage(tmp_path / "summary.json")
+    summary = json.loads((tmp_path / "summary.json").read_bytes())
+    for damaged in (b"{}", b"no", json.dumps(summary | {"id": "of another pack"}).encode(), None):
+        (tmp_path / "summary.json").unlink()
+        if damaged is not None:
+            (tmp_path / "summary.json").write_bytes(damaged)
         with pytest.raises(UserError, match=r"summary.json: missing or damaged; pack again with --overwrite"):
             pack(ColorImages(str(pictures), 32), str(tmp_path), options, workers=1)
     pack(ColorImages(str(pictures), 32), str(tmp_path), options, workers=1, overwrite=True)
@@ -588,8 +591,8 @@ def test_hopeless_commands_end_in_one_line_and_write_nothing(tmp_path, case):
     [
         {"validation": 0}, {"validation": 1.0}, {"shard_samples": 20}, {"jpeg_quality": 0}, {"limit": 0},
         {"group_by": "("},
-    ],  # fmt: skip
-)
+    ],
+)  # fmt: skip
 def test_options_out_of_range_are_named(options):
     with pytest.raises(UserError, match=next(iter(options))):
         PackOptions(**options)

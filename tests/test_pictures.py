@@ -121,9 +121,10 @@ FORMATS = {
     "pam, grey": (pam("GRAYSCALE", GREY), GREY, 0),
     "pam of 16 bits": (pam("RGB", DEEP), COLOR, 1),
     "pfm": (by_cv(".pfm", COLOR.astype(np.float32)), COLOR, 0),
+    "pfm, 0 to 1": (by_cv(".pfm", COLOR.astype(np.float32) / 255), COLOR, 0),
     "hdr": (by_cv(".hdr", (COLOR / 255).astype(np.float32)), COLOR, 2),
 }  # fmt: skip
-RARE = ("pam", "pfm", "hdr")
+RARE = ("pam", "pfm", "pfm, 0 to 1", "hdr")
 """Formats that Pillow does not know."""
 
 

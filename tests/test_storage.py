@@ -487,7 +487,7 @@ def test_a_read_survives_faults_and_keeps_what_has_come(s3_uri, proxy, fault, sp
         assert (firsts[0] < firsts[1] < firsts[2]) == kept
 
 
-@pytest.mark.parametrize("fault", ["cut", "stall", "trickle", "503", "refuse"])
+@pytest.mark.parametrize("fault", ["stall", "trickle", "503", "refuse"])  # cut for ever, a read still gets there
 def test_faults_without_end_are_a_storage_error_in_time(s3_uri, proxy, settings, fault):
     settings(proxy.url, retry_seconds=1, timeout_seconds=0.3)
     store = open_store(s3_uri)

@@ -43,9 +43,7 @@ def read_back(data, places):
 
 def by_webdataset(path):
     samples = webdataset.WebDataset([str(path)], shardshuffle=False)
-    return [
-        (sample["__key__"], {name: data for name, data in sample.items() if name[0] != "_"}) for sample in samples
-    ]
+    return [(sample["__key__"], {name: data for name, data in sample.items() if name[0] != "_"}) for sample in samples]
 
 
 def lots(samples=6):

@@ -161,9 +161,12 @@ def _already_packed(store: storage.Store, identity: dict[str, Any]) -> PackResul
             raise UserError(f"{store.locate(shard.key)}: missing or damaged; pack again with --overwrite")
     _delete_records(store)
     try:
-        return _result(found, json.loads(store.read(SUMMARY)), kept=0, already=True)
+        result = _result(found, json.loads(store.read(SUMMARY)), kept=0, already=True)
     except (FileNotFoundError, ValueError, TypeError):
-        raise UserError(f"{store.locate(SUMMARY)}: missing or damaged; pack again with --overwrite") from None
+        result = None
+    if result is None or result.id != found.id:
+        raise UserError(f"{store.locate(SUMMARY)}: missing or damaged; pack again with --overwrite")
+    return result
 
 
 def _shards_in(store: storage.Store) -> dict[str, int]:

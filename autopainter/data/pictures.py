@@ -57,7 +57,8 @@ def check_fit(fit: str) -> None:
 def decode(data: bytes) -> Image:
     """Decode an image file: turned as its EXIF orientation says, transparency laid on white, 8 bits a channel.
 
-    Colour profiles are not applied. Of 16 bit samples the high byte is kept.
+    Colour profiles are not applied. Of 16 bit samples the high byte is kept; floating-point ones (PFM, Radiance) are
+    taken for 0 to 1 if none is above 1, else for 0 to 255.
 
     Returns:
         uint8 [H, W, 3], RGB.
@@ -149,14 +150,20 @@ def _open(data: bytes) -> PIL.Image.Image:
 def _decode_rare(data: bytes) -> Image:
     """Formats that Pillow does not know; the bound on pixels is OPENCV_IO_MAX_IMAGE_PIXELS (see the package)."""
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+        image = (
+            cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH) if data else None
+        )
     except cv2.error as error:
         if "pixels" in str(error).lower():
             raise BrokenInput(f"more than {MAX_PIXELS} pixels") from None
         image = None
     if image is None:
         raise BrokenInput("not an image of a known format")
-    return cast(Image, image)
+    if image.dtype == np.uint16:
+        image = image >> 8
+    elif image.dtype == np.float32:  # whose scale is not told
+        image = np.clip(np.rint(image * (255 if image.max() <= 1 else 1)), 0, 255)
+    return cast(Image, image.astype(np.uint8))
 
 
 def _jpeg2000(data: bytes) -> PIL.Image.Image | None:

@@ -61,8 +61,8 @@ def find(data: bytes | mmap.mmap) -> tuple[list[Place], dict[str, str], str | No
             for member in tar:
                 match = _NAME.fullmatch(member.name)
                 key, suffix = (match[1], match[2].lower()) if match else ("", "")
-                if not member.isfile():
-                    continue
+                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
+                    continue  # hidden files are what some systems leave behind
                 if not match:
                     broken[member.name] = "has no name of the form KEY.SUFFIX"
                 elif not _TEXT.fullmatch(member.name):

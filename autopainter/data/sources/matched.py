@@ -42,7 +42,7 @@ class MatchedFolders:
         return {"kind": "matched-folders"} | asdict(self) | places
 
     def listing(self) -> Listing:
-        (colors, ignored), (sketches, _) = list_pictures(self.colors), list_pictures(self.sketches)
+        (colors, ignored), (sketches, others) = list_pictures(self.colors), list_pictures(self.sketches)
         drawings: dict[str, list[StoredObject]] = defaultdict(list)
         for entry in sketches:
             drawings[stem(entry.key)].append(entry)
@@ -63,7 +63,9 @@ class MatchedFolders:
             broken[f"{self.sketches.rstrip('/')}/{left.key}"] = "is the drawing of no picture"
         if not items:
             raise UserError(f"{self.colors} and {self.sketches}: no two pictures have the same name")
-        return Listing(sorted(items, key=lambda item: item.key), broken, ignored)
+        return Listing(
+            sorted(items, key=lambda item: item.key), broken, dict(sorted((Counter(ignored) + Counter(others)).items()))
+        )
 
     def fetch(self, item: Item) -> list[bytes]:
         (color, _), (sketch, _) = item.files
