@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
+import PIL.Image
 import torch
 
 SHUFFLE_SAMPLES = 1000
@@ -131,6 +132,25 @@ class Collate:
         return cv2.resize(image, (size, size), interpolation=filter)
 
 
+class PillowCollate(Collate):
+    """The same with Pillow, as torchvision's RandomCrop, Resize, RandomHorizontalFlip and PILToTensor do it."""
+
+    def _augment(self, color: Any, sketch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        edge = round(sketch.height * self.spec.crop_share)
+        top, left = (int(at) for at in self.random.integers(sketch.height - edge + 1, size=2))
+        mirrored = self.random.random() < 0.5
+
+        def view(image: Any) -> torch.Tensor:
+            image = image.crop((left, top, left + edge, top + edge))
+            image = image.resize((self.spec.size, self.spec.size), PIL.Image.Resampling.BILINEAR)
+            if mirrored:
+                image = image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+            pixels = np.atleast_3d(np.array(image))
+            return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+        return view(color), view(sketch)
+
+
 class Ours:
     """TrainingStream, without hints, which the others do not draw."""
 
@@ -196,7 +216,10 @@ def encoded(split: Any, index: int, chunk_index: int, chunk_data: bytes) -> tupl
 
 
 class WebDataset:
-    """webdataset's own pipeline; it has no state, so a new one reads and drops what was delivered, without decoding."""
+    """webdataset's own pipeline, with Pillow as its README has it, or with OpenCV as ours.
+
+    It has no state, so a new one reads and drops what was delivered, without decoding.
+    """
 
     def __init__(self, spec: Spec, state: int | None) -> None:
         import boto3
@@ -214,10 +237,15 @@ class WebDataset:
         dataset = dataset.compose(wds.filters.detshuffle(bufsize=SHUFFLE_SAMPLES, seed=0)).compose(self._drop)
         if spec.decode:
             images = {"color.jpg": decode_color, "sketch.png": decode_sketch}
-            handlers = [wds.handle_extension(suffix, function) for suffix, function in images.items()]
+            if spec.system == "webdataset":  # as its README has it: decode("pil"), then transforms of Pillow's images
+                own = wds.autodecode.ImageHandler
+                handlers = [own("pil", ["jpg"]), own("pill", ["png"])]
+            else:
+                handlers = [wds.handle_extension(suffix, function) for suffix, function in images.items()]
             dataset = dataset.decode(*handlers, only=list(images))
         dataset = dataset.to_tuple("__key__", "color.jpg", "sketch.png")
-        dataset = dataset.batched(spec.batch, collation_fn=Collate(spec, decoded=True))
+        collate = PillowCollate if spec.decode and spec.system == "webdataset" else Collate
+        dataset = dataset.batched(spec.batch, collation_fn=collate(spec, decoded=True))
         self.loader = wds.WebLoader(dataset, batch_size=None, num_workers=spec.parallel)
 
     def _drop(self, samples: Iterator[Any]) -> Iterator[Any]:
@@ -286,7 +314,8 @@ class LitData:
 STREAMS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
     "ours": (Ours, ("autopainter.data.stream", "autopainter.storage.s3")),
     "ours-cached": (Ours, ("autopainter.data.stream", "autopainter.storage.s3")),
-    "webdataset": (WebDataset, ("webdataset", "boto3.session", "botocore.httpsession")),
+    "webdataset": (WebDataset, ("webdataset", "PIL.Image", "boto3.session", "botocore.httpsession")),
+    "webdataset-opencv": (WebDataset, ("webdataset", "boto3.session", "botocore.httpsession")),
     "mosaic": (Mosaic, ("streaming", "boto3.s3.transfer", "botocore.httpsession")),
     "litdata": (LitData, ("litdata", "obstore.store", "boto3.s3.transfer", "botocore.httpsession")),
 }

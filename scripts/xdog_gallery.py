@@ -1,6 +1,6 @@
 """Draw docs/xdog-gallery.png: one picture, drawn by XDoG with one parameter varied in each row, and with jitter.
 
-    python scripts/xdog_gallery.py [-o PNG] [--picture FILE]
+python scripts/xdog_gallery.py [-o PNG] [--picture FILE]
 """
 
 from dataclasses import asdict, replace

@@ -82,7 +82,7 @@ def jitter_colors(color: Image, sketch: Image, strength: float, random: np.rando
 def training_sample(
     color: Image, sketch: Image | None, config: Config, position: int, out: dict[str, NDArray[Any]]
 ) -> None:
-    """Make the sample of a global position and write it into one row of a batch's arrays."""
+    """Make the sample of a global position and write it into one row of a batch's arrays; the hints must be zeros."""
     seed = config.train.seed
     color, sketch = augment(color, sketch, config, seeding.generator(seed, Use.AUGMENT, position))
     if sketch is None or config.sketch.mode == "on_the_fly":
@@ -97,7 +97,7 @@ def training_sample(
 def validation_sample(
     color: Image, sketch: Image | None, config: Config, index: int, out: dict[str, NDArray[Any]]
 ) -> None:
-    """Make the sample of a validation index: its centre, always hinted, the same at every step of every run."""
+    """Make the sample of a validation index as ``training_sample``: its centre, always hinted, the same in every run."""
     size = config.data.image_size
     color = pictures.squares(color, size, "crop")[""]
     if sketch is None or config.sketch.mode == "on_the_fly":
@@ -110,8 +110,13 @@ def validation_sample(
 
 
 def _write(out: dict[str, NDArray[Any]], color: Image, sketch: Image, hint: Image, dropout_key: int) -> None:
-    for planes, image in ((out["color"], color), (out["hint"], hint)):
-        for channel, plane in enumerate(planes):
-            cv2.extractChannel(image, channel, plane)
+    _write_planes(out["color"], color)
+    if cv2.hasNonZero(hint.reshape(len(hint), -1)):
+        _write_planes(out["hint"], hint)
     out["sketch"][0] = sketch
     out["dropout"][...] = np.uint64(dropout_key).astype(np.int64)
+
+
+def _write_planes(planes: NDArray[Any], image: Image) -> None:
+    for channel, plane in enumerate(planes):
+        cv2.extractChannel(image, channel, plane)  # faster than a transposed copy

@@ -30,7 +30,8 @@ _JPEG = [
     cv2.IMWRITE_JPEG_OPTIMIZE, 1,
     cv2.IMWRITE_JPEG_QUALITY,
 ]  # fmt: skip
-_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 6]
+# Lines on paper: without a row filter the files are smaller, and decoded in half the time.
+_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 6, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def _allocate(size: int, count: int) -> dict[str, NDArray[Any]]:
     return {
         "sketch": np.empty((count, 1, size, size), np.uint8),
         "color": np.empty((count, 3, size, size), np.uint8),
-        "hint": np.empty((count, 4, size, size), np.uint8),
+        "hint": np.zeros((count, 4, size, size), np.uint8),
         "dropout": np.empty(count, np.int64),
     }
 
