@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from collections import Counter
+from concurrent.futures import CancelledError
 from dataclasses import replace
 
 import cv2
@@ -21,6 +22,7 @@ from autopainter.data import hints, manifest, pack, samples, sources, stream
 from autopainter.data.stream import TrainingStream, validation_batches
 from autopainter.errors import CorruptData, StorageError, UserError
 from autopainter.seeding import Use
+from autopainter.storage import retries
 from autopainter.uri import split
 
 FIELDS = ("sketch", "color", "hint", "dropout")
@@ -437,6 +439,38 @@ def test_close_ends_the_threads(data, small):
     assert not any(thread.is_alive() for thread in started)
     with pytest.raises(RuntimeError):
         list(itertools.islice(running, 9))
+
+
+def test_close_ends_fetches_that_are_tried_again(data, small, s3):
+    """A server that is gone would otherwise hold up the end of the process for the whole budget of a retry."""
+    running = TrainingStream(data, changed(small, data=ONE_FETCHER), 0, 1, 0)
+    next(running)
+    before = retries()
+    s3.kill()
+    try:
+        failed = []
+
+        def take():
+            try:
+                for _ in range(20):
+                    next(running)
+            except (StorageError, CancelledError) as error:
+                failed.append(error)
+
+        step = threading.Thread(target=take)
+        step.start()
+        while retries() == before:
+            assert step.is_alive()
+            time.sleep(0.01)
+        fetchers = [thread for thread in threading.enumerate() if thread.name.startswith("fetch")]
+        assert fetchers
+        running.close()
+        for thread in (*fetchers, step):
+            thread.join(30)
+            assert not thread.is_alive()
+        assert failed
+    finally:
+        s3.start()
 
 
 def test_a_data_set_without_a_split_is_refused(data, small):

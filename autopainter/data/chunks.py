@@ -113,7 +113,8 @@ class Split:
         return decode_sample(self.store, shard, chunk, self.sample(index), data, sketch=self._wants_sketch)
 
     def close(self) -> None:
-        """Let go of the cache."""
+        """End what is being fetched again and again, and let go of the cache."""
+        self.store.close()
         if self.cache:
             self.cache.close()
 

@@ -28,12 +28,18 @@ class Transient(StorageError):
     """An attempt failed in a way that another attempt may mend."""
 
 
-def retry(attempt: Callable[[], T]) -> T:
-    """Call ``attempt`` until it does not raise ``Transient``, or its time is used up; the last error is raised."""
+def retry(attempt: Callable[[], T], cancelled: threading.Event | None = None) -> T:
+    """Call ``attempt`` until it does not raise ``Transient``, or its time is used up; the last error is raised.
+
+    Args:
+        cancelled: nobody wants the result any more once it is set.
+    """
+    cancelled = cancelled or threading.Event()
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Transient),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
-        stop=tenacity.stop_after_delay(RETRY_SECONDS),
+        stop=tenacity.stop_any(tenacity.stop_after_delay(RETRY_SECONDS), tenacity.stop_when_event_set(cancelled)),
+        sleep=tenacity.sleep_using_event(cancelled),
         before_sleep=_note,
         reraise=True,
     )

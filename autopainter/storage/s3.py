@@ -5,6 +5,7 @@ import http.client
 import io
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -50,6 +51,10 @@ class S3Store(Store):
             raise UserError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        self._closed.set()
 
     def _call(self, key: str, operation: Callable[[Any], T]) -> T:
         """Run one operation until it succeeds, fails for good, or has used up its time."""
@@ -79,7 +84,7 @@ class S3Store(Store):
                     f"{self.locate(key)}: {one_line(error)}; write AWS_ENDPOINT_URL as http://HOST:PORT"
                 ) from None
 
-        return retry(attempt)
+        return retry(attempt, self._closed)
 
     def _explain(self, key: str, error: botocore.exceptions.ClientError) -> Exception:
         code = str(error.response.get("Error", {}).get("Code", ""))

@@ -27,6 +27,9 @@ class Store(ABC):
         """The full URI of a key, for messages."""
         return f"{self.uri}/{key}" if key else self.uri
 
+    def close(self) -> None:  # noqa: B027 - most stores have nothing to end
+        """End the retries of operations in other threads: they fail with their last error."""
+
     @abstractmethod
     def read(self, key: str) -> bytes:
         """The whole object."""
