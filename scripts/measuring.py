@@ -29,7 +29,7 @@ class MemoryWatch(threading.Thread):
 
     def run(self) -> None:
         while not self._done.wait(self.period_seconds):
-            counted = process_tree(self.root) - process_tree(self.without)
+            counted = process_tree(self.root) - (process_tree(self.without) if self.without else set())
             self.history_bytes.append(sum(pss_bytes(pid) for pid in counted))
 
     @property
