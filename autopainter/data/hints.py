@@ -42,38 +42,41 @@ def draw(color: Image, sketch: Image, config: Hints, random: np.random.Generator
         return hints
     scale = size / _REFERENCE_SIZE
     blurred = cv2.GaussianBlur(color, (0, 0), max(_BLUR_SIGMA * scale, 0.3))
-    colored = np.argwhere((color.min(axis=2) < _WHITE) & (sketch > _PAPER))
+    white = cv2.inRange(color, (_WHITE,) * 3, (255,) * 3)
+    colored = np.flatnonzero(cv2.inRange(sketch, _PAPER + 1, 255) > white)
     if len(colored) == 0:
         return hints
-    sums = blurred.astype(np.int32).sum(axis=2)
     for _ in range(random.integers(config.max_blocks + 1)):
-        y, x = colored[random.integers(len(colored))]
-        _block(hints, blurred, sums, int(y), int(x), limit=max(round(_BLOCK_PIXELS * scale), 3))
+        y, x = divmod(int(colored[random.integers(len(colored))]), size)
+        _block(hints, blurred, y, x, limit=max(round(_BLOCK_PIXELS * scale), 3))
     for _ in range(random.integers(config.max_strokes + 1)):
-        y, x = colored[random.integers(len(colored))]
-        _stroke(hints, blurred, sums, int(y), int(x), random.uniform(0, 2 * np.pi), random.uniform(0.3, 1), scale)
+        y, x = divmod(int(colored[random.integers(len(colored))]), size)
+        _stroke(hints, blurred, y, x, random.uniform(0, 2 * np.pi), random.uniform(0.3, 1), scale)
     return hints
 
 
-def _block(hints: Image, blurred: Image, sums: NDArray[np.int32], y: int, x: int, limit: int) -> None:
-    edge = min(limit, sums.shape[0] - max(y, x))
-    same = np.abs(sums[range(y, y + edge), range(x, x + edge)] - sums[y, x]) < _SAME_COLOR
+def _same(blurred: Image, ys: NDArray[np.int64], xs: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Where the sum R + G + B on a path is about that of its first pixel."""
+    sums = blurred[ys, xs].astype(np.int32).sum(axis=1)
+    return np.abs(sums - sums[0]) < _SAME_COLOR
+
+
+def _block(hints: Image, blurred: Image, y: int, x: int, limit: int) -> None:
+    edge = min(limit, len(blurred) - max(y, x))
+    same = _same(blurred, np.arange(y, y + edge), np.arange(x, x + edge))
     edge = edge if same.all() else int(same.argmin())
     if 2 * edge >= limit:
         hints[y : y + edge, x : x + edge, :3] = blurred[y : y + edge, x : x + edge]
         hints[y : y + edge, x : x + edge, 3] = 1
 
 
-def _stroke(
-    hints: Image, blurred: Image, sums: NDArray[np.int32], y: int, x: int, angle: float, share: float, scale: float
-) -> None:
+def _stroke(hints: Image, blurred: Image, y: int, x: int, angle: float, share: float, scale: float) -> None:
     length = max(int(_STROKE_PIXELS * scale * share), 3)
     ys = (y + np.sin(angle) * np.arange(length)).astype(int)
     xs = (x + np.cos(angle) * np.arange(length)).astype(int)
-    inside = (ys >= 0) & (xs >= 0) & (ys < sums.shape[0]) & (xs < sums.shape[0])
+    inside = (ys >= 0) & (xs >= 0) & (ys < len(blurred)) & (xs < len(blurred))
     length = length if inside.all() else int(inside.argmin())
-    same = np.abs(sums[ys[:length], xs[:length]] - sums[y, x]) < _SAME_COLOR
+    same = _same(blurred, ys[:length], xs[:length])
     end = (length if same.all() else int(same.argmin())) - 1
-    mask = np.zeros(sums.shape, np.uint8)
-    cv2.line(mask, (x, y), (int(xs[end]), int(ys[end])), 1, max(round(_STROKE_WIDTH * scale), 1))
-    hints[mask == 1] = (*blurred[y, x], 1)
+    color = tuple(int(value) for value in (*blurred[y, x], 1))
+    cv2.line(hints, (x, y), (int(xs[end]), int(ys[end])), color, max(round(_STROKE_WIDTH * scale), 1))
