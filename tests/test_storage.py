@@ -762,3 +762,15 @@ def test_a_site_that_does_not_give_the_file_is_a_storage_error(https, path, word
     assert kind == "StorageError"
     assert f"{url}{path}" in message
     assert words in message
+
+
+def test_a_place_where_no_folder_can_be_made_is_refused():
+    with pytest.raises(UserError, match="cannot be written"):
+        storage.open_store("/proc/autopainter/data").write("file", b"")
+
+
+def test_only_files_are_listed(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    assert [entry.key for entry in storage.open_store(str(tmp_path)).list()] == ["file"]

@@ -97,7 +97,7 @@ def training_sample(
 def validation_sample(
     color: Image, sketch: Image | None, config: Config, index: int, out: dict[str, NDArray[Any]]
 ) -> None:
-    """Make the sample of a validation index as ``training_sample``: its centre, always hinted, the same in every run."""
+    """Make the sample of a validation index: its centre, always hinted, the same in every run."""
     size = config.data.image_size
     color = pictures.squares(color, size, "crop")[""]
     if sketch is None or config.sketch.mode == "on_the_fly":

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from autopainter.errors import CorruptData, UserError
 from autopainter.storage.store import Store, StoredObject
 
 _TEMPORARY = ".tmp-"
+_FOLDER_ATTEMPTS = 1000
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # it can only be read by setting it
@@ -99,15 +101,16 @@ class LocalStore(Store):
 
     def _temporary(self, key: str, folder: Path) -> tuple[int, str]:
         """An open temporary file in a folder, which is made if need be."""
-        while True:
+        for attempt in range(_FOLDER_ATTEMPTS):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 return tempfile.mkstemp(dir=folder, prefix=_TEMPORARY)
-            except (PermissionError, NotADirectoryError, FileExistsError) as error:
-                if not isinstance(error, FileExistsError) or (folder.exists() and not folder.is_dir()):
+            except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+                # Another process may have just deleted the last file of this folder, and the folder with it.
+                vanished = isinstance(error, FileExistsError | FileNotFoundError) and not folder.is_file()
+                if not vanished or attempt == _FOLDER_ATTEMPTS - 1:
                     raise UserError(f"{self.locate(key)}: cannot be written: {error.strerror}") from None
-            except FileNotFoundError:
-                pass  # another process has just deleted the last file of this folder, and the folder with it
+        raise AssertionError
 
     def write(self, key: str, data: bytes) -> None:
         self._write(key, data, os.replace)
@@ -127,7 +130,9 @@ class LocalStore(Store):
                 key = path.relative_to(self.root).as_posix()
                 if key.startswith(prefix):
                     with contextlib.suppress(FileNotFoundError):
-                        found.append(StoredObject(key, path.stat().st_size))
+                        about = path.stat()
+                        if stat.S_ISREG(about.st_mode):  # a pipe would be waited for
+                            found.append(StoredObject(key, about.st_size))
         return sorted(found, key=lambda entry: entry.key)
 
     def size(self, key: str) -> int | None:
