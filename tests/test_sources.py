@@ -431,3 +431,12 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
             OpenMoji(64).listing()
     finally:
         openmoji._files.cache_clear()
+
+
+def test_a_link_to_nothing_is_an_item_that_cannot_be_read(tmp_path):
+    put(tmp_path, {"sound.png": draw(1)})
+    (tmp_path / "gone.png").symlink_to(tmp_path / "moved-away.png")
+    source = ColorImages(str(tmp_path), 32)
+    assert [item.location for item in source.listing().items] == ["gone.png", "sound.png"]
+    with pytest.raises(BrokenInput, match="cannot be read"):
+        pairs(source, "gone.png")

@@ -129,10 +129,13 @@ class LocalStore(Store):
             for path in (Path(parent, name) for name in names if not name.startswith(_TEMPORARY)):
                 key = path.relative_to(self.root).as_posix()
                 if key.startswith(prefix):
-                    with contextlib.suppress(FileNotFoundError):
+                    try:
                         about = path.stat()
                         if stat.S_ISREG(about.st_mode):  # a pipe would be waited for
                             found.append(StoredObject(key, about.st_size))
+                    except FileNotFoundError:
+                        if path.is_symlink():  # to nothing, as whoever reads it will hear
+                            found.append(StoredObject(key, 0))
         return sorted(found, key=lambda entry: entry.key)
 
     def size(self, key: str) -> int | None:
