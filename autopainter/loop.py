@@ -42,7 +42,7 @@ def preflight(config: Config, world: int, origin: str) -> None:
     store = storage.open_store(manifest.uri)
     for name in ("train", "validation"):
         shard = manifest.split(name)[0]
-        Split(manifest, name, config)
+        Split(manifest, name, config)  # raises if it has no drawings and stored ones are wanted
         if store.size(shard.key) != shard.bytes:
             raise UserError(f"data.manifest: {store.locate(shard.key)} is not the shard that the manifest describes")
     if config.loss.feature_weight > 0:

@@ -160,7 +160,7 @@ def _pack(
     with progress_bar() as progress:
         result = pack(source, destination, PackOptions(**choices), workers=workers, run=run, overwrite=overwrite,
                       progress=progress)  # fmt: skip
-    counts = {f"{len(found)} {kind}": found for kind, found in result.bad.items()}
+    counts = ", ".join(f"{len(found)} {kind}" for kind, found in result.bad.items())
     for kind, found in result.bad.items():
         for name, reason in found.items():
             click.echo(f"{kind}: {name}: {reason}", err=True)
@@ -169,7 +169,7 @@ def _pack(
     ignored = ", ".join(f"{count} {suffix}" for suffix, count in result.ignored.items())
     click.echo(
         f"{result.uri}: {already}{samples} samples in {result.shards} shards, {result.bytes / 1e6:.1f} MB;"
-        f" {', '.join(counts)}, {len(result.left_out['excluded'])} left out by design,"
+        f" {counts}, {len(result.left_out['excluded'])} left out by design,"
         f" {len({name for twins in result.duplicates for name in twins})} share a file"
         + (f"; no pictures: {ignored}" if ignored else "")
     )

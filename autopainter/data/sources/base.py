@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from autopainter import storage
-from autopainter.data.pictures import SUFFIXES, BrokenInput
+from autopainter.data import pictures
+from autopainter.data.pictures import SUFFIXES, BrokenInput, Fit, Image
 from autopainter.errors import StorageError, UserError
 from autopainter.storage import StoredObject
 
@@ -67,6 +69,13 @@ class Pair:
     color: NDArray[np.uint8]
     sketch: NDArray[np.uint8] | None
     part: str = ""
+
+
+def cut(color: Image, drawing: Image, size: int, fit: Fit) -> list[Pair]:
+    """Pairs of a picture and its drawing, both uint8 [H, W, 3] RGB and of one size, cut alike into squares."""
+    colors = pictures.squares(color, size, fit)
+    sketches = pictures.squares(cv2.cvtColor(drawing, cv2.COLOR_RGB2GRAY), size, fit)
+    return [Pair(pictures.pad(colors[part]), pictures.pad(sketches[part]), part) for part in colors]
 
 
 class Source(Protocol):

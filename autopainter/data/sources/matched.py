@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import cv2
-
 from autopainter.data import pictures
 from autopainter.data.pictures import BrokenInput, Fit
-from autopainter.data.sources.base import Item, Listing, Pair, list_pictures, read_picture, sample_keys, stem
+from autopainter.data.sources.base import Item, Listing, Pair, cut, list_pictures, read_picture, sample_keys, stem
 from autopainter.errors import UserError
 from autopainter.storage import StoredObject
 
@@ -78,6 +76,4 @@ class MatchedFolders:
             raise BrokenInput(f"has {width} x {height} pixels and its drawing {columns} x {rows}: not of one shape")
         if (height, width) != (rows, columns):  # cut where the picture is cut
             drawing = pictures.resize(drawing, width, height)
-        colors = pictures.squares(color, self.size, self.fit)
-        sketches = pictures.squares(cv2.cvtColor(drawing, cv2.COLOR_RGB2GRAY), self.size, self.fit)
-        return [Pair(pictures.pad(colors[part]), pictures.pad(sketches[part]), part) for part in colors]
+        return cut(color, drawing, self.size, self.fit)

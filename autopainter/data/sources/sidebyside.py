@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-import cv2
-
 from autopainter.data import pictures
 from autopainter.data.pictures import BrokenInput, Fit
 from autopainter.data.sides import drawing_side
-from autopainter.data.sources.base import Item, Listing, Pair, list_items, read_picture
+from autopainter.data.sources.base import Item, Listing, Pair, cut, list_items, read_picture
 from autopainter.errors import UserError
 
 Side = Literal["left", "right", "auto"]
@@ -54,6 +52,4 @@ class SideBySide:
         side = drawing_side(image) if self.side == "auto" else self.side
         left, right = image[:, : width // 2], image[:, width // 2 :]
         color, drawing = (right, left) if side == "left" else (left, right)
-        colors = pictures.squares(color, self.size, self.fit)
-        sketches = pictures.squares(cv2.cvtColor(drawing, cv2.COLOR_RGB2GRAY), self.size, self.fit)
-        return [Pair(pictures.pad(colors[part]), pictures.pad(sketches[part]), part) for part in colors]
+        return cut(color, drawing, self.size, self.fit)
