@@ -264,7 +264,22 @@ class WebDataset:
         return self.delivered
 
 
-class Mosaic:
+class Stateful:
+    """A stream whose loader says where it stands."""
+
+    def __init__(self, loader: Any, state: Any) -> None:
+        self.loader = loader
+        if state is not None:
+            loader.load_state_dict(state)
+
+    def epoch(self) -> Iterator[Batch]:
+        yield from self.loader
+
+    def state(self) -> Any:
+        return self.loader.state_dict()
+
+
+class Mosaic(Stateful):
     """MosaicML Streaming."""
 
     def __init__(self, spec: Spec, state: Any) -> None:
@@ -276,20 +291,13 @@ class Mosaic:
         # It opens a connection before it forks its workers, which would then talk on it at once and wait for a minute.
         for source in dataset.streams:
             source._downloader.clean_up()
-        self.loader = streaming.StreamingDataLoader(
+        loader = streaming.StreamingDataLoader(
             dataset, batch_size=spec.batch, num_workers=spec.parallel, collate_fn=Collate(spec, decoded=False)
         )
-        if state is not None:
-            self.loader.load_state_dict(state)
-
-    def epoch(self) -> Iterator[Batch]:
-        yield from self.loader
-
-    def state(self) -> Any:
-        return self.loader.state_dict()
+        super().__init__(loader, state)
 
 
-class LitData:
+class LitData(Stateful):
     """LitData."""
 
     def __init__(self, spec: Spec, state: Any) -> None:
@@ -298,17 +306,10 @@ class LitData:
         # The server here has no TLS, which LitData's own client refuses and gives no setting for.
         litdata.streaming.downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
         dataset = litdata.StreamingDataset(f"{spec.uri}/litdata", cache_dir=f"{spec.scratch}/cache", shuffle=True)
-        self.loader = litdata.StreamingDataLoader(
+        loader = litdata.StreamingDataLoader(
             dataset, batch_size=spec.batch, num_workers=spec.parallel, collate_fn=Collate(spec, decoded=False)
         )
-        if state is not None:
-            self.loader.load_state_dict(state)
-
-    def epoch(self) -> Iterator[Batch]:
-        yield from self.loader
-
-    def state(self) -> Any:
-        return self.loader.state_dict()
+        super().__init__(loader, state)
 
 
 STREAMS: dict[str, tuple[type[Any], tuple[str, ...]]] = {
