@@ -15,3 +15,7 @@ class CorruptData(StorageError):
 
 class Diverged(ArithmeticError):
     """A loss is no longer a number."""
+
+
+class Superseded(RuntimeError):
+    """Another start of the run has taken over; this one may not write any more."""

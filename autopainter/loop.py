@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from autopainter import checkpoint, parallel, storage
-from autopainter.checkpoint import CheckpointWriter
+from autopainter.checkpoint import CheckpointWriter, Retention
 from autopainter.config import Config
 from autopainter.data import manifest as manifests
 from autopainter.data.chunks import Split
@@ -149,7 +149,9 @@ class _Reporter:
         }
         telemetry = self.config.telemetry
         self.metrics = Metrics(self.config.run.name, telemetry.prometheus_port, telemetry.prometheus_host)
-        self.checkpoints = CheckpointWriter(run, attempt, self.config.checkpoint.keep, meta, self.metrics.checkpointed)
+        self.checkpoints = CheckpointWriter(
+            run, attempt, Retention(self.config.checkpoint.keep), meta, self.metrics.checkpointed
+        )
         self.events = EventWriter(run, attempt, start, self.config.telemetry.upload_seconds)
         self.validation = next(validation_batches(manifest, self.config, self.config.telemetry.images))
         self.last_saved = self.last_logged = time.monotonic()

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from autopainter import checkpoint
-from autopainter.checkpoint import CheckpointWriter, begin_attempt
+from autopainter.checkpoint import CheckpointWriter, Retention, begin_attempt
+from autopainter.checkpoint import files as stored
 from autopainter.errors import CorruptData, StorageError, UserError
 from autopainter.storage import LocalStore, open_store
 
@@ -35,7 +36,7 @@ def tensors(step):
 
 def save(store, step, attempt=1, keep=9, **options):
     """Save one checkpoint and wait for it; the writer."""
-    writer = CheckpointWriter(store, attempt, keep, META, **options)
+    writer = CheckpointWriter(store, attempt, Retention(keep), META, **options)
     writer.save(step, tensors(step))
     writer.wait()
     return writer
@@ -117,7 +118,7 @@ def test_files_without_a_commit_are_invisible(store):
 
 def test_the_commit_is_written_last(store):
     seen = []
-    writer = CheckpointWriter(store, 1, 9, META)
+    writer = CheckpointWriter(store, 1, Retention(9), META)
     writer.save(4, tensors(4), before_commit=lambda: seen.append(files(store)))
     writer.wait()
     assert seen == [of(4) - {f"checkpoints/{4:08d}.json"}]
@@ -126,7 +127,7 @@ def test_the_commit_is_written_last(store):
 
 def test_training_goes_on_while_a_checkpoint_is_written(folder):
     may_commit, copied = threading.Event(), threading.Event()
-    writer = CheckpointWriter(folder, 1, 9, META)
+    writer = CheckpointWriter(folder, 1, Retention(9), META)
     writer.save(4, tensors(4), before_commit=lambda: may_commit.wait(30))
     assert checkpoint.steps(folder) == []  # and yet save has returned
     second = threading.Thread(target=lambda: (writer.save(5, tensors(5)), copied.set()))
@@ -153,7 +154,7 @@ class WaitingStore(LocalStore):
 
 def test_tensors_may_change_as_soon_as_save_returns(tmp_path):
     store, state = WaitingStore(str(tmp_path)), tensors(4)
-    writer = CheckpointWriter(store, 1, 9, META)
+    writer = CheckpointWriter(store, 1, Retention(9), META)
     writer.save(4, state)
     for tensor in state.values():
         tensor.zero_()
@@ -226,11 +227,11 @@ def test_another_format_is_refused(store, field):
     save(store, 2)
     save(store, 4)
     key = f"checkpoints/{4:08d}.json"
-    store.write(key, checkpoint._encode(json.loads(store.read(key))["commit"] | field))
+    store.write(key, stored._encode(json.loads(store.read(key))["commit"] | field))
     with pytest.raises(UserError) as caught:
         checkpoint.newest(store)
     assert store.locate(key) in str(caught.value)
-    assert f"{checkpoint.FORMAT} {checkpoint.VERSION}" in str(caught.value)
+    assert f"{stored.FORMAT} {stored.VERSION}" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -239,7 +240,7 @@ def test_another_format_is_refused(store, field):
 
 @pytest.mark.parametrize("keep", [1, 2, 4])
 def test_the_newest_are_kept(store, keep):
-    writer = CheckpointWriter(store, begin_attempt(store, {}), keep, META)
+    writer = CheckpointWriter(store, begin_attempt(store, {}), Retention(keep), META)
     for step in (3, 6, 9, 12):
         writer.save(step, tensors(step))
     writer.wait()
@@ -363,7 +364,7 @@ def test_an_older_attempt_is_fenced_out(store, caplog):
 
 
 def test_an_attempt_that_is_overtaken_while_it_writes_does_not_commit(store):
-    writer = CheckpointWriter(store, begin_attempt(store, {}), 1, META)
+    writer = CheckpointWriter(store, begin_attempt(store, {}), Retention(1), META)
     writer.save(2, tensors(2))
     writer.save(4, tensors(4), before_commit=lambda: begin_attempt(store, {}))
     writer.wait()
@@ -376,7 +377,7 @@ def test_two_attempts_that_overlap_do_not_mix_their_files(store):
     """The new one has saved a step, and the old one, still dying, writes its own files of the same step."""
     old, new = begin_attempt(store, {}), begin_attempt(store, {})
     save(store, 4, attempt=new)
-    late = CheckpointWriter(store, old, 1, META)
+    late = CheckpointWriter(store, old, Retention(1), META)
     late.save(4, tensors(5))
     late.wait()
     assert late.error is not None
@@ -398,7 +399,7 @@ def refusing(tmp_path):
 def test_training_goes_on_when_storage_refuses(refusing, caplog):
     store, obstacle = refusing
     reports = []
-    writer = CheckpointWriter(store, 1, 9, META, report=lambda *report: reports.append(report))
+    writer = CheckpointWriter(store, 1, Retention(9), META, report=lambda *report: reports.append(report))
     writer.save(2, tensors(2))
     writer.wait()
     assert obstacle.name in str(writer.error)
@@ -430,7 +431,7 @@ def test_no_error_of_the_writing_thread_is_lost(folder):
         raise RuntimeError("not foreseen")
 
     reports = []
-    writer = CheckpointWriter(folder, 1, 9, META, report=lambda *report: reports.append(report))
+    writer = CheckpointWriter(folder, 1, Retention(9), META, report=lambda *report: reports.append(report))
     writer.save(2, tensors(2), before_commit=fail)
     writer.wait()
     assert checkpoint.steps(folder) == []

@@ -36,7 +36,7 @@ def save(folder, config, steps, document=None):
     store = storage.open_store(str(folder))
     document = document or config.model_dump(mode="json")
     meta = {"manifest_id": "0" * 64, "identity": config.identity(), "config": document}
-    writer = checkpoint.CheckpointWriter(store, checkpoint.begin_attempt(store, {}), 10, meta)
+    writer = checkpoint.CheckpointWriter(store, checkpoint.begin_attempt(store, {}), checkpoint.Retention(10), meta)
     for step in steps:
         generator = build_generator(config)
         with torch.no_grad():  # far from the small weights of the start, so that pictures differ

@@ -334,7 +334,7 @@ def test_two_runs_are_equal_bit_for_bit(make):
 def test_a_resumed_run_is_equal_bit_for_bit(make, tmp_path, overrides):
     trainer, store = make(*overrides), open_store(str(tmp_path))
     run(trainer, range(2))
-    writer = checkpoint.CheckpointWriter(store, 1, keep=1, meta={})
+    writer = checkpoint.CheckpointWriter(store, 1, checkpoint.Retention(1), meta={})
     writer.save(2, trainer.state())
     scalars = run(trainer, range(2, 4))
     writer.wait()

@@ -178,6 +178,10 @@ class Checkpoint(Section):
     """Time between checkpoints; 0 saves at every step."""
     keep: int = pydantic.Field(3, ge=1)
     """Newest checkpoints that are kept."""
+    keep_best: int = pydantic.Field(1, ge=0)
+    """Checkpoints that are kept beside them for the best validation scores (PSNR with hints)."""
+    max_age_seconds: float = pydantic.Field(3600, gt=0)
+    """The run stops if no checkpoint could be saved for so long."""
 
 
 class Telemetry(Section):

@@ -1,0 +1,128 @@
+"""Writing checkpoints in the background while training goes on."""
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from autopainter.checkpoint import files
+from autopainter.checkpoint.attempts import latest_attempt
+from autopainter.checkpoint.files import Checkpoint, Tensors
+from autopainter.checkpoint.retention import Retention
+from autopainter.errors import Superseded, UserError
+from autopainter.storage import Store
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointWriter:
+    """Writes checkpoints in the background while training goes on.
+
+    ``save`` copies the tensors and returns; one thread writes the copy. A save that comes while the one before is
+    still being written waits for it, so at most one copy is alive.
+
+    Args:
+        run: the run's store.
+        attempt: what ``begin_attempt`` gave this start of the run.
+        retention: which checkpoints are kept.
+        meta: what each checkpoint says of the run.
+        report: called in the writing thread after each save with its step, its seconds, and the error if it failed.
+
+    Attributes:
+        error: why the last save failed, None if it did not.
+        saved: the last checkpoint that was committed, None before the first.
+        saved_at: ``time.monotonic()`` of that, or of the writer's making.
+    """
+
+    def __init__(
+        self,
+        run: Store,
+        attempt: int,
+        retention: Retention,
+        meta: Mapping[str, Any],
+        report: Callable[[int, float, Exception | None], None] = lambda step, seconds, error: None,
+    ) -> None:
+        self.run = run
+        self.attempt = attempt
+        self.retention = retention
+        self.meta = dict(meta)
+        self.error: Exception | None = None
+        self.saved: Checkpoint | None = None
+        self.saved_at = time.monotonic()
+        self._report = report
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, torch.Tensor],
+        score: float | None = None,
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Save the state after ``step`` steps; the tensors may change as soon as this returns.
+
+        Args:
+            score: validation score at this step, None if it was not measured.
+            before_commit: called in the writing thread when the files are written, before the commit.
+        """
+        self.wait()
+        copy = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+        self._thread = threading.Thread(
+            target=self._write, args=(step, copy, score, before_commit), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, step: int, state: Tensors, score: float | None, before_commit: Callable[[], None]) -> None:
+        began = time.perf_counter()
+        self.error = None
+        try:
+            self.saved = self._commit(step, state, score, before_commit)
+        except Exception as error:  # nobody else would hear of it in this thread
+            self.error = error
+            log.warning("checkpoint of step %d could not be saved, training goes on: %s", step, error)
+        else:
+            self.saved_at = time.monotonic()
+            self.retention.verified.add(step)
+            try:
+                self.retention.apply(self.run, self.attempt, step)
+            except (OSError, UserError) as error:
+                log.warning("old checkpoints could not be deleted, will try again: %s", error)
+        self._report(step, time.perf_counter() - began, self.error)
+
+    def _commit(self, step: int, state: Tensors, score: float | None, before_commit: Callable[[], None]) -> Checkpoint:
+        weights = {name: tensor for name, tensor in state.items() if name.startswith(files.PAINTER)}
+        rest = {name: tensor for name, tensor in state.items() if name not in weights}
+        written = {}
+        for name, tensors in ((files.WEIGHTS, weights), (files.STATE, rest)):
+            data = safetensors.torch.save(tensors)
+            key = files.file_key(step, self.attempt, name)
+            self.run.write(key, data)
+            written[name] = {"key": key, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            files.read_file(self.run, written[name])
+        before_commit()
+        if (newer := latest_attempt(self.run)) > self.attempt:
+            raise Superseded(f"{self.run.uri}: attempt {newer} has taken over from this attempt {self.attempt}")
+        checkpoint = Checkpoint(step, self.attempt, written, self.meta, score, time.time())
+        data = files.encode(checkpoint)
+        key = files.commit_key(step)
+        if not self.run.create(key, data):
+            # A checkpoint of this step that did not verify when the run was resumed: this one replaces it.
+            self.run.write(key, data)
+        log.info("checkpoint of step %d saved", step)
+        return checkpoint
