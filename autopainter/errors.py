@@ -19,3 +19,7 @@ class Diverged(ArithmeticError):
 
 class Superseded(RuntimeError):
     """Another start of the run has taken over; this one may not write any more."""
+
+
+class CheckpointTooOld(StorageError):
+    """No checkpoint could be saved for longer than ``checkpoint.max_age_seconds``."""

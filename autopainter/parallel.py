@@ -7,7 +7,9 @@ for bit the same; and since the exchange is one call after the last microbatch, 
 pass never leaves the others inside half a collective.
 """
 
-from collections.abc import Iterable
+import enum
+from collections import deque
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -42,6 +44,54 @@ class GradientBuffer:
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(self._flat)
             self._flat.div_(dist.get_world_size())
+
+
+class Request(enum.IntEnum):
+    """What a worker may ask of all workers: it travels with the gradients, so all hear of it after the same step."""
+
+    STOP = 0
+    """Save and end."""
+    MEET = 1
+    """Ask the host whether a machine is taken away."""
+    SAVED = 2
+    """Tell the host of a checkpoint."""
+    MEMORY = 3
+    """This worker had to step down the memory ladder."""
+
+
+class Readback:
+    """The values of each step on the host, where reading them never makes the GPU wait for its next step.
+
+    On a GPU they are given out one step late, when the copy has long arrived; on a CPU at once.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._late = device.type == "cuda"
+        self._pending: deque[tuple[int, torch.Tensor, torch.cuda.Event | None]] = deque()
+
+    def put(self, step: int, values: torch.Tensor) -> Iterator[tuple[int, list[float]]]:
+        """Take a step's values, float32 [N] on the device; gives those that have arrived, with their step."""
+        arrived = None
+        if self._late:
+            copy = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+            values = copy
+        self._pending.append((step, values, arrived))
+        while len(self._pending) > int(self._late):
+            step, values, arrived = self._pending.popleft()
+            if arrived:
+                arrived.synchronize()
+            yield step, values.tolist()
+
+
+def largest(number: int, device: torch.device) -> int:
+    """The largest of all workers' numbers; every worker must call it."""
+    if world() == 1:
+        return number
+    tensor = torch.tensor(number, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
 
 
 def broadcast(tensors: Iterable[torch.Tensor]) -> None:

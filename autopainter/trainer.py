@@ -1,17 +1,19 @@
 """One training step: discriminator, then generator, over microbatches, with every random choice given by the batch."""
 
 import copy
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 
-from autopainter import losses
+from autopainter import losses, memory
 from autopainter.config import Config
 from autopainter.data.stream import Batch
 from autopainter.models import vgg
 from autopainter.models.layers import initialise
 from autopainter.models.patchgan import PatchGAN
 from autopainter.models.unet import UNet, levels_for
-from autopainter.parallel import GradientBuffer
+from autopainter.parallel import GradientBuffer, Request
 
 SCALARS = (
     "discriminator/loss", "discriminator/accuracy_real", "discriminator/accuracy_fake",
@@ -20,6 +22,8 @@ SCALARS = (
 )  # fmt: skip
 """What a step measures over the global batch: means of losses and accuracies, and norms of the mean gradients."""
 _DISCRIMINATOR_SCALARS, _GENERATOR_SCALARS = 3, 5  # how many of them are means
+
+T = TypeVar("T")
 
 
 def network_input(sketch: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:
@@ -63,11 +67,15 @@ class Trainer:
     """Networks, optimisers and the step that changes them.
 
     Its whole state is ``state()``: everything else is a function of the configuration and the step.
+
+    Args:
+        ladder: where to step down when the GPU's memory is too small; none: that is an error.
     """
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, ladder: memory.GpuLadder | None = None) -> None:
         self.config = config
         self.device = device
+        self.ladder = ladder
         self.generator = build_generator(config)
         self._place(self.generator)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
@@ -79,7 +87,7 @@ class Trainer:
             assert config.loss.vgg_weights is not None  # the configuration is validated
             self.features = vgg.load(config.loss.vgg_weights, config.loss.feature_layer, config.loss.vgg_sha256)
             self._place(self.features)
-        self.generator_gradients = GradientBuffer(self.generator.parameters(), _GENERATOR_SCALARS)
+        self.generator_gradients = GradientBuffer(self.generator.parameters(), _GENERATOR_SCALARS + len(Request))
         self.discriminator_gradients = GradientBuffer(self.discriminator.parameters(), _DISCRIMINATOR_SCALARS)
         self.optimizers = {
             name: torch.optim.Adam(
@@ -91,46 +99,92 @@ class Trainer:
             for name, network in (("generator", self.generator), ("discriminator", self.discriminator))
         }
 
-    def step(self, step: int, batch: Batch) -> torch.Tensor:
+    def step(self, step: int, batch: Batch, requests: Sequence[float] = ()) -> torch.Tensor:
         """Do one step.
 
         Args:
             step: its number, from 0.
             batch: this worker's samples of it.
+            requests: what this worker asks of all workers, a number above 0 for each ``Request``; none: nothing.
 
         Returns:
-            float32 [len(SCALARS)], on the device: the values that ``SCALARS`` names, over the global batch.
-        """
-        share = len(batch.keys)
-        size = self.config.train.microbatch or share
-        parts = [batch.part(slice(first, first + size)).to(self.device) for first in range(0, share, size)]
-        # With one part the discriminator's painting serves the generator too; with more it is painted again (the same,
-        # dropout included) so that only one part's activations are alive at a time.
-        keep = len(parts) == 1
+            float32 [len(SCALARS) + len(Request)], on the device: the values that ``SCALARS`` names, over the global
+            batch, and above 0 for each request that any worker made.
 
-        self.discriminator_gradients.zero()
-        painted = None
-        for part in parts:
-            condition, target = self._inputs(part)
-            with torch.set_grad_enabled(keep), self._autocast():
-                painted = self.generator(condition, part.dropout)
-            self._discriminator_backward(condition, target, painted.detach(), len(part.keys) / share)
+        Raises:
+            torch.OutOfMemoryError: the memory is too small even on the lowest rung of the ladder.
+        """
+        batch = batch.to(self.device)
+        painted = self._within_memory(step, lambda: self._discriminator_gradients(batch))
         self.discriminator_gradients.average()
         self.optimizers["discriminator"].step()
 
-        self.generator_gradients.zero()
-        for part in parts:
-            condition, target = self._inputs(part)
-            if not keep:
-                with self._autocast():
-                    painted = self.generator(condition, part.dropout)
-            assert painted is not None
-            self._generator_backward(condition, target, painted, len(part.keys) / share)
+        kept = [painted]  # a list, so that a failed attempt does not hold the graph for the next one
+        del painted
+        self._within_memory(step, lambda: self._generator_gradients(batch, kept.pop() if kept else None))
+        asked = self.generator_gradients.scalars[_GENERATOR_SCALARS:]
+        if any(requests):
+            asked.copy_(torch.tensor(requests))
         self.generator_gradients.average()
         self.optimizers["generator"].step()
         self._update_average(step)
         buffers = self.discriminator_gradients, self.generator_gradients
-        return torch.cat([*(b.scalars for b in buffers), torch.stack([b.gradients.norm() for b in buffers])])
+        norms = torch.stack([buffer.gradients.norm() for buffer in buffers])
+        means = self.generator_gradients.scalars[:_GENERATOR_SCALARS]
+        return torch.cat([self.discriminator_gradients.scalars, means, norms, asked])
+
+    def _within_memory(self, step: int, compute: Callable[[], T]) -> T:
+        """Compute, as often as it takes to find a rung of the ladder with memory enough.
+
+        Other workers need not know: they wait in the exchange of the gradients, which are the same on every rung.
+        """
+        while True:
+            try:
+                self.generator.recompute(self._rung.recompute)
+                return compute()
+            except RuntimeError as error:
+                if memory.ran_out(error) != "gpu":
+                    raise
+                reason = str(error).strip().splitlines()[0][:200]
+            # Only here, when the exception is gone, does nothing refer to the tensors of the failed attempt.
+            memory.free()
+            if self.ladder is None or not self.ladder.step_down(step, reason):
+                raise torch.OutOfMemoryError(f"GPU memory is too small even with {self._rung}: {reason}")
+
+    @property
+    def _rung(self) -> memory.Rung:
+        return self.ladder.rung if self.ladder else memory.rungs(self.config, 1)[0]
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        size = self._rung.microbatch
+        return [batch.part(slice(first, first + size)) for first in range(0, len(batch.keys), size)]
+
+    def _discriminator_gradients(self, batch: Batch) -> torch.Tensor | None:
+        """Fill the discriminator's gradients; the painted batch with its graph if it was computed in one part."""
+        parts, painted = self._parts(batch), None
+        keep = len(parts) == 1
+        self.discriminator_gradients.zero()
+        for part in parts:
+            condition, target = self._inputs(part)
+            with torch.set_grad_enabled(keep), self._autocast():
+                painted = self.generator(condition, part.dropout)
+            self._discriminator_backward(condition, target, painted.detach(), len(part.keys) / len(batch.keys))
+        return painted if keep else None
+
+    def _generator_gradients(self, batch: Batch, painted: torch.Tensor | None) -> None:
+        """Fill the generator's gradients.
+
+        With one part, what was painted for the discriminator serves the generator too; with more it is painted again
+        (the same, dropout included), so that only one part's activations are alive at a time.
+        """
+        parts = self._parts(batch)
+        self.generator_gradients.zero()
+        for part in parts:
+            condition, target = self._inputs(part)
+            if painted is None or len(parts) > 1:
+                with self._autocast():
+                    painted = self.generator(condition, part.dropout)
+            self._generator_backward(condition, target, painted, len(part.keys) / len(batch.keys))
 
     def _discriminator_backward(
         self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor, share: float
@@ -157,7 +211,8 @@ class Trainer:
         factors = (weights.pixel_weight, weights.feature_weight, weights.adversarial_weight, weights.tv_weight)
         loss = torch.stack([factor * term for factor, term in zip(factors, terms, strict=True)]).sum()
         (loss * share).backward(inputs=self.generator_gradients.parameters)  # spares the discriminator's gradients
-        self.generator_gradients.scalars += torch.stack([loss.detach(), *(term.detach() for term in terms)]) * share
+        means = self.generator_gradients.scalars[:_GENERATOR_SCALARS]
+        means += torch.stack([loss.detach(), *(term.detach() for term in terms)]) * share
 
     def _feature_loss(self, painted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if self.features is None:
@@ -178,10 +233,15 @@ class Trainer:
     @torch.no_grad()
     def paint(self, sketch: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:
         """Paint with the averaged generator: uint8 [B, 1, H, W] and [B, 4, H, W] -> uint8 [B, 3, H, W]."""
-        condition = network_input(sketch.to(self.device), hint.to(self.device))
         self.average.eval()
-        with self._autocast():
-            return to_pixels(self.average(self._format(condition))).cpu()
+        painted = []
+        size = self._rung.microbatch
+        for first in range(0, len(sketch), size):
+            rows = slice(first, first + size)
+            condition = network_input(sketch[rows].to(self.device), hint[rows].to(self.device))
+            with self._autocast():
+                painted.append(to_pixels(self.average(self._format(condition))).cpu())
+        return torch.cat(painted)
 
     def state(self) -> dict[str, torch.Tensor]:
         """All tensors that a later step depends on, by name; live, not copies."""

@@ -4,19 +4,28 @@ import logging
 from typing import Any
 
 import ray.train.torch
+import ray.train.v2._internal.execution.context as train_context
 import torch
 
 from autopainter import loop
 from autopainter.config import Config
+from job.host import RayHost
 
 
-def train_worker(parameters: dict[str, Any]) -> None:
-    """Train as one worker of the group; ``parameters`` is a dumped ``Config``.
+def train_worker(parameters: dict[str, Any]) -> str:
+    """Train as one worker of the group.
 
     Which worker reports and saves, and where the run continues, is the library's business: Ray has only started the
     process and its torch.distributed group.
+
+    Args:
+        parameters: ``config``, a dumped ``Config``, and ``stop``, the driver's ``StopFlag``.
+
+    Returns:
+        Why it ended, as ``loop.Ended.why``.
     """
-    logging.getLogger("botocore").setLevel(logging.WARNING)  # Ray shows the root logger's INFO
-    config = Config.model_validate(parameters)
+    for noisy in ("botocore", train_context.__file__):  # Ray shows the root logger's INFO
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    config = Config.model_validate(parameters["config"])
     device: torch.device = ray.train.torch.get_device()
-    loop.train(config, device)
+    return loop.train(config, device, RayHost(parameters["stop"])).why

@@ -22,20 +22,25 @@ from autopainter.checkpoint.files import (
     steps,
     verify,
 )
-from autopainter.checkpoint.retention import Retention
+from autopainter.checkpoint.retention import Pruning, Retention, Survey, by_score, is_gone, survey
 from autopainter.checkpoint.writer import CheckpointWriter
 
 __all__ = [
     "Checkpoint",
     "CheckpointWriter",
+    "Pruning",
     "Retention",
+    "Survey",
     "Tensors",
     "begin_attempt",
+    "by_score",
+    "is_gone",
     "latest_attempt",
     "load_state",
     "load_weights",
     "newest",
     "read",
     "steps",
+    "survey",
     "verify",
 ]

@@ -1,14 +1,30 @@
-"""The command line: autopainter pack | index | inspect | vgg | train | fields | paint | evaluate."""
+"""The command line: autopainter pack | index | inspect | vgg | train | fields | paint | evaluate | checkpoints."""
 
 import sys
 
 import click
 
 from autopainter import __version__
-from autopainter.cli import data, model
-from autopainter.cli.common import config_options, exit_code_of, print_plan, setup_logging
+from autopainter.cli import checkpoints, data, model
+from autopainter.cli.common import (
+    config_options,
+    exit_code_of,
+    load_to_start,
+    print_plan,
+    setup_logging,
+    start_options,
+)
 
-__all__ = ["cli", "config_options", "exit_code_of", "main", "print_plan", "setup_logging"]
+__all__ = [
+    "cli",
+    "config_options",
+    "exit_code_of",
+    "load_to_start",
+    "main",
+    "print_plan",
+    "setup_logging",
+    "start_options",
+]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -19,6 +35,7 @@ def cli() -> None:
 
 for command in (
     data.pack, data.index, data.inspect, model.vgg, model.train, model.list_fields, model.paint, model.evaluate,
+    checkpoints.checkpoints,
 ):  # fmt: skip
     cli.add_command(command)
 

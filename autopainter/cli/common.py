@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from autopainter.config import Config
-from autopainter.errors import Diverged, StorageError, UserError
+from autopainter.config import Config, load
+from autopainter.errors import Diverged, StorageError, Superseded, UserError
 
 
 def setup_logging() -> None:
@@ -26,7 +26,7 @@ def exit_code_of(command: Callable[[], Any], program: str) -> int:
         message, code = error.format_message(), 2
     except UserError as error:
         message, code = str(error), 2
-    except (StorageError, Diverged) as error:
+    except (StorageError, Diverged, Superseded) as error:
         message, code = str(error), 1
     except (KeyboardInterrupt, click.Abort):
         message, code = "stopped; the same command continues", 130
@@ -52,6 +52,20 @@ config_options = options(
                  help="Override a field, such as train.steps=100; may be given again."),
     click.option("--dry-run", is_flag=True, help="Print the resolved configuration and what would run, and stop."),
 )  # fmt: skip
+
+
+start_options = options(
+    click.option("--resume", type=click.Choice(["auto", "none"]), default="auto", show_default=True,
+                 help="auto: continue the run if it exists; none: refuse to touch one that exists."),
+    click.option("--overwrite", is_flag=True, help="With --resume none: delete the run that exists."),
+    click.option("--init-from", metavar="RUN[@STEP]",
+                 help="Begin a new run with the weights of another one; short for --set train.init_from=..."),
+)  # fmt: skip
+
+
+def load_to_start(path: str, overrides: tuple[str, ...], init_from: str | None) -> Config:
+    """The configuration of a command with ``config_options`` and ``start_options``."""
+    return load(path, (*overrides, f"train.init_from={init_from}") if init_from else overrides)
 
 
 def print_plan(config: Config, what: str) -> None:

@@ -1,15 +1,17 @@
 """Commands about models: vgg | train | fields | paint | evaluate."""
 
 import json
+import logging
 import os
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
-from autopainter.cli.common import config_options, print_plan, setup_logging
-from autopainter.config import ENVIRONMENT_PREFIX, fields, load
+from autopainter.cli.common import config_options, load_to_start, print_plan, setup_logging, start_options
+from autopainter.config import ENVIRONMENT_PREFIX, fields
 
 
 @click.command()
@@ -37,34 +39,54 @@ def vgg(layer: Any, torchvision_file: Path | None, output: str) -> None:
 
 @click.command()
 @config_options
-def train(path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
+@start_options
+def train(
+    path: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    resume: Literal["auto", "none"],
+    overwrite: bool,
+    init_from: str | None,
+) -> int:
     """Train in this process, or in each process that torchrun starts; the same command again continues the run.
 
     Every field of the configuration can be set with --set, or by an environment variable such as
     AUTOPAINTER__TRAIN__STEPS=100; 'autopainter fields' lists them.
     """
-    config = load(path, overrides)
+    config = load_to_start(path, overrides, init_from)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if dry_run:
         print_plan(config, f"trains {config.run.uri} in {world} process(es) to step {config.train.steps}")
-        return
+        return 0
     setup_logging()
     import torch
     import torch.distributed as dist
 
     from autopainter import loop
+    from autopainter.host import Host, stop_signals
+    from autopainter.resume import claim
 
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
-    loop.preflight(config, world, "WORLD_SIZE")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available() and config.cluster.gpus is not False
-    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":  # torchrun's own restarts continue the run
+            claim(config, resume, overwrite)
+        loop.preflight(config, world, "WORLD_SIZE")
     if world > 1:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        limit = timedelta(seconds=config.cluster.collective_timeout_seconds)
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
     try:
-        loop.train(config, device)
+        host = Host()
+        with stop_signals(host.stop) as signals:
+            ended = loop.train(config, device, host)
     finally:
         if world > 1:
             dist.destroy_process_group()
+    if ended.why == "stopped":
+        logging.getLogger(__name__).info("stopped after step %d; the same command continues", ended.done)
+        return signals.exit_code or 143
+    return 0
 
 
 @click.command(name="fields")

@@ -142,6 +142,14 @@ class Loss(Section):
     """Checksum that vgg_weights must have; none: the pinned one of feature_layer."""
 
 
+def _run_and_step(text: str) -> str:
+    run, at, step = text.rpartition("@")
+    if at and not (run and step.isdigit()):
+        raise ValueError(f"{step!r} is no step; write RUN or RUN@STEP, such as s3://runs/name@1200")
+    uri.check(run or text)
+    return text
+
+
 class Train(Section):
     """The optimisation."""
 
@@ -153,6 +161,8 @@ class Train(Section):
     """Images of one step over all workers: a hyperparameter."""
     microbatch: int | None = pydantic.Field(None, ge=1)
     """Images that a worker computes at once: a memory knob that changes no result; none: its whole share."""
+    init_from: Annotated[str, pydantic.AfterValidator(_run_and_step)] | None = None
+    """Begin with the weights of another run, RUN or RUN@STEP; none: with random ones."""
     learning_rate: float = pydantic.Field(2e-4, gt=0)
     """Adam's step size for both networks (pix2pix, appendix 6.2)."""
     beta1: float = pydantic.Field(0.5, ge=0, lt=1)
@@ -211,9 +221,11 @@ class Cluster(Section):
     cpus_per_worker: float = pydantic.Field(1, gt=0)
     """CPU cores that Ray reserves for a worker."""
     max_failures: int = pydantic.Field(20, ge=0)
-    """Restarts of the worker group before Ray gives up."""
+    """The run ends when the workers fail more often than this without a new checkpoint in between."""
     collective_timeout_seconds: float = pydantic.Field(300, gt=0)
     """A worker that does not answer for so long is taken for dead."""
+    stop_seconds: float = pydantic.Field(100, gt=0)
+    """Time that workers have for their last checkpoint after a request to stop."""
 
 
 class Config(Section):
@@ -234,6 +246,11 @@ class Config(Section):
     def _combinations(self) -> Self:
         if self.data.crop_min > self.data.crop_max:
             raise ValueError(f"data.crop_min: {self.data.crop_min} is above data.crop_max {self.data.crop_max}")
+        if self.checkpoint.max_age_seconds <= self.checkpoint.every_seconds:
+            raise ValueError(
+                f"checkpoint.max_age_seconds: {self.checkpoint.max_age_seconds:g} must be above"
+                f" checkpoint.every_seconds {self.checkpoint.every_seconds:g}"
+            )
         if self.loss.feature_weight > 0 and not self.loss.vgg_weights:
             raise ValueError(
                 "loss.vgg_weights: needed because loss.feature_weight is above 0;"

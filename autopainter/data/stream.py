@@ -210,6 +210,13 @@ def training_order(split: Split, config: Config) -> Order:
     )
 
 
+def keys_of_step(manifest: Manifest, config: Config, step: int) -> list[str]:
+    """Names of the samples of a step (from 0), over all workers, in the order of their positions."""
+    split = Split(manifest, "train", config)
+    _, places = next(plan.steps(training_order(split, config), config.train.global_batch, 0, 1, step))
+    return [split.sample(place.sample).key for place in places]
+
+
 def validation_batches(manifest: Manifest, config: Config, size: int, limit: int | None = None) -> Iterator[Batch]:
     """The validation split in its own order, not augmented, with fixed hints, in batches of up to ``size``.
 

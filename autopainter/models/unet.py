@@ -62,7 +62,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         self.levels = levels
-        self.recomputed = {"none": 0, "outer": 2, "all": levels}[recompute]
+        self.recompute(recompute)
         widths = [min(width << level, 8 * width) for level in range(levels)]
         self.down = nn.ModuleList(
             _Down(
@@ -82,6 +82,10 @@ class UNet(nn.Module):
             )
             for level in range(levels)
         )
+
+    def recompute(self, blocks: Literal["none", "outer", "all"]) -> None:
+        """Choose the blocks whose activations are recomputed: none, the two largest levels, or all."""
+        self.recomputed = {"none": 0, "outer": 2, "all": self.levels}[blocks]
 
     def forward(self, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         """Paint.

@@ -1,8 +1,10 @@
 """S3 and the many services that speak its protocol."""
 
+import contextlib
 import functools
 import http.client
 import io
+import logging
 import os
 import re
 import threading
@@ -18,6 +20,8 @@ import urllib3.exceptions
 from autopainter.errors import CorruptData, StorageError, UserError
 from autopainter.storage.retry import TIMEOUT_SECONDS, Transient, one_line, retry
 from autopainter.storage.store import Store, StoredObject
+
+log = logging.getLogger(__name__)
 
 MULTIPART_BYTES = 16 << 20
 """Objects larger than this are uploaded in parts, in parallel."""
@@ -149,6 +153,28 @@ class S3Store(Store):
         for error in answer.get("Errors", ()):
             kind = Transient if error.get("Code") in _BUSY else StorageError
             raise kind(f"{self.locate('')}: {error.get('Key')} cannot be deleted: {error.get('Code')}")
+
+    def abort_uploads(self, prefix: str, unwanted: Callable[[str], bool]) -> None:
+        def pages(client: Any) -> list[dict[str, Any]]:
+            paginator = client.get_paginator("list_multipart_uploads")
+            try:
+                found = paginator.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix)
+                return [upload for page in found for upload in page.get("Uploads", ())]
+            except botocore.exceptions.ClientError as error:
+                if _status(error) != 501 and isinstance(self._explain(prefix, error), Transient):
+                    raise
+                # Not every service offers this, or grants it; without it the uploads stay until it expires them.
+                log.debug("%s: unfinished uploads cannot be listed: %s", self.locate(prefix), one_line(error))
+                return []
+
+        for upload in self._call(prefix, pages):
+            key = upload["Key"].removeprefix(self.prefix)
+            if unwanted(key):
+                with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+                    self._call(key, functools.partial(self._abort, upload))
+
+    def _abort(self, upload: dict[str, Any], client: Any) -> None:
+        client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
 
 class _Download:

@@ -1,7 +1,7 @@
 """What every kind of storage offers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 
@@ -53,6 +53,14 @@ class Store(ABC):
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; those that are not there are passed over."""
+
+    def abort_uploads(self, prefix: str, unwanted: Callable[[str], bool]) -> None:  # noqa: B027 - S3 only
+        """Abort uploads that a killed writer began and nobody will finish: they are in no list, and take space.
+
+        Args:
+            prefix: beginning of their keys.
+            unwanted: asked for the key of each; true: it is aborted. Whoever is writing it would meet an error.
+        """
 
     def size(self, key: str) -> int | None:
         """Size of an object in bytes, None if there is none."""

@@ -52,6 +52,12 @@ class Metrics:
         self.checkpoint_time = gauge("last_checkpoint_timestamp_seconds", "Unix time of the newest checkpoint")
         self.checkpoint_seconds = gauge("checkpoint_seconds", "Time that writing the newest checkpoint took")
         self.checkpoint_failures = counter("checkpoint_failures_total", "Checkpoints that could not be written")
+        self.attempt = gauge("attempt", "Number of this start of the run")
+        self.memory_rung = gauge("memory_rung", "Steps down the ladder of settings that need less GPU memory")
+        self._stops = Gauge(
+            "autopainter_stops", "What has stopped the run since it began, or made it step down, by kind",
+            ("run", "kind"), registry=self.registry,
+        )  # fmt: skip
         if port:
             try:
                 self._server, self._thread = start_http_server(port, host, registry=self.registry)
@@ -60,6 +66,12 @@ class Metrics:
                 log.warning("telemetry.prometheus_port: %d cannot be opened, no metrics: %s", port, error.strerror)
                 port = 0
         self._open = bool(port)
+
+    def started(self, attempt: int, stops: Mapping[str, int]) -> None:
+        """Take over what the run knows of its past: the number of this start, and its journal's entries by kind."""
+        self.attempt.set(attempt)
+        for kind, count in stops.items():
+            self._stops.labels(self._run, kind).set(count)
 
     def logged(self, step: int, scalars: Mapping[str, float], images_per_second: float) -> None:
         """Take over what a logged step measured."""

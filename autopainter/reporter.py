@@ -1,0 +1,162 @@
+"""What worker 0 does beside training: events, metrics, progress lines and checkpoints."""
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+
+from autopainter import checkpoint, diverged, journal, parallel
+from autopainter.checkpoint import Checkpoint, CheckpointWriter, Retention
+from autopainter.data.manifest import Manifest
+from autopainter.data.stream import TrainingStream, validation_batches
+from autopainter.errors import CheckpointTooOld, CorruptData, Superseded
+from autopainter.evaluate import Score, paint_both
+from autopainter.sheet import contact_sheet
+from autopainter.storage import Store
+from autopainter.telemetry.events import EventWriter
+from autopainter.telemetry.metrics import Metrics
+from autopainter.trainer import SCALARS, Trainer
+
+log = logging.getLogger(__name__)
+
+_NEWS_SECONDS = 10.0  # the host hears of checkpoints no more often: it costs all workers a meeting
+
+
+class Reporter:
+    """What worker 0 does beside training: events, metrics, progress lines and checkpoints."""
+
+    def __init__(self, trainer: Trainer, manifest: Manifest, run: Store, start: int) -> None:
+        self.trainer, self.config = trainer, trainer.config
+        self.manifest, self.run = manifest, run
+        attempt = checkpoint.begin_attempt(run, {"step": start, "workers": parallel.world()})
+        meta = {
+            "manifest_id": manifest.id,
+            "identity": self.config.identity(),
+            "config": self.config.model_dump(mode="json"),
+        }
+        telemetry, saving = self.config.telemetry, self.config.checkpoint
+        self.metrics = Metrics(self.config.run.name, telemetry.prometheus_port, telemetry.prometheus_host)
+        self.metrics.started(attempt, journal.counts(run))
+        retention = Retention(saving.keep, saving.keep_best)
+        self.checkpoints = CheckpointWriter(run, attempt, retention, meta, self.metrics.checkpointed)
+        self.best = max((saved.score for saved in _readable(run) if saved.score is not None), default=-math.inf)
+        self.events = EventWriter(run, attempt, start, telemetry.upload_seconds)
+        self.validation = next(validation_batches(manifest, self.config, telemetry.images))
+        self.last_saved = self.last_logged = time.monotonic()
+        self.saved_step = self.logged_step = start
+        self.logged_wait = 0.0
+        self.last_values: dict[str, float] = {}
+        self.told: Checkpoint | None = None
+        self.last_told = -math.inf
+        log.info(
+            "run %s, attempt %d: steps %d to %d on %d worker(s), %s", self.config.run.name, attempt, start,
+            self.config.train.steps, parallel.world(), trainer.device,
+        )  # fmt: skip
+
+    def step_done(self, done: int, scalars: torch.Tensor, stream: TrainingStream) -> None:
+        """Called after each step; ``done`` counts the steps done.
+
+        Raises:
+            Diverged, Superseded, CheckpointTooOld: the run must not go on.
+        """
+        last = done == self.config.train.steps
+        score = None
+        if done % self.config.telemetry.log_every_steps == 0 or last:
+            self._log(done, dict(zip(SCALARS, scalars.tolist(), strict=True)), stream)
+        if done % self.config.telemetry.image_every_steps == 0 or last:
+            score = self._validate(done)
+        self._check_checkpoints()
+        if last or self._due() or (score is not None and score > self.best):
+            self._save(done, scalars, score)
+
+    def save_first(self) -> None:
+        """Save the state that the run begins with."""
+        self.checkpoints.save(0, self.trainer.state())
+        self.finish()
+
+    def save_last(self, done: int, scalars: torch.Tensor) -> None:
+        """Save before an early end, and wait until it is done."""
+        if self.saved_step != done:
+            self._save(done, scalars, None)
+        self.finish()
+
+    def finish(self) -> None:
+        """Make sure that the last state is saved."""
+        self.checkpoints.wait()
+        if self.checkpoints.error:
+            raise self.checkpoints.error
+
+    def close(self) -> None:
+        self.checkpoints.wait()
+        self.events.close()
+        self.metrics.close()
+
+    def has_news(self) -> bool:
+        """Whether there is a checkpoint that the host shall hear of."""
+        return self.checkpoints.saved is not self.told and time.monotonic() - self.last_told >= _NEWS_SECONDS
+
+    def news(self) -> tuple[int, str, dict[str, float]]:
+        """Step and place of the newest checkpoint, and the values that were logged last."""
+        self.told, self.last_told = self.checkpoints.saved, time.monotonic()
+        assert self.told is not None
+        return self.told.step, self.run.locate(f"checkpoints/{self.told.step:08d}.json"), self.last_values
+
+    def _due(self) -> bool:
+        """Whether it is time for a checkpoint. While one is still being written, training goes on."""
+        every = self.config.checkpoint.every_seconds
+        return every == 0 or (time.monotonic() - self.last_saved >= every and not self.checkpoints.busy)
+
+    def _check_checkpoints(self) -> None:
+        error = self.checkpoints.error
+        if isinstance(error, Superseded):
+            raise error
+        age = time.monotonic() - self.checkpoints.saved_at
+        if error and age > self.config.checkpoint.max_age_seconds:
+            raise CheckpointTooOld(
+                f"no checkpoint could be saved for {age:.0f} s (checkpoint.max_age_seconds:"
+                f" {self.config.checkpoint.max_age_seconds:g}): {error}"
+            )
+
+    def _log(self, done: int, values: dict[str, float], stream: TrainingStream) -> None:
+        now = time.monotonic()
+        steps, seconds = done - self.logged_step, now - self.last_logged
+        images = steps * self.config.train.global_batch
+        wait = stream.wait_seconds - self.logged_wait
+        self.last_values = values
+        self.events.scalars(values | {"progress/images": done * self.config.train.global_batch}, done)
+        self.metrics.logged(done, values, images / seconds)
+        if self.trainer.ladder:
+            self.metrics.memory_rung.set(self.trainer.ladder.depth)
+        self.metrics.images.inc(images)
+        self.metrics.streamed(stream)
+        left = (self.config.train.steps - done) * seconds / steps
+        log.info(
+            "step %d/%d  %.1f images/s  waited %.0f%%  G %.3f  L1 %.4f  D %.3f  %d:%02d left", done,
+            self.config.train.steps, images / seconds, 100 * wait / seconds, values["generator/loss"],
+            values["generator/pixel"], values["discriminator/loss"], left // 60, left % 60,
+        )  # fmt: skip
+        self.last_logged, self.logged_step, self.logged_wait = now, done, stream.wait_seconds
+
+    def _validate(self, done: int) -> float:
+        """Paint the validation samples and show them; their PSNR with hints."""
+        plain, hinted = paint_both(self.trainer.paint, self.validation)
+        scores = [Score().add(painted, self.validation.color).psnr for painted in (plain, hinted)]
+        self.events.scalars(dict(zip(("validation/psnr", "validation/psnr_with_hints"), scores, strict=True)), done)
+        self.events.picture("validation", contact_sheet([(self.validation, plain, hinted)]), done)
+        return scores[1]
+
+    def _save(self, done: int, scalars: torch.Tensor, score: float | None) -> None:
+        diverged.check(scalars.tolist(), done, self.run, self.manifest, self.config)
+        # The events go first, so that the curve of a run resumed here has no gap.
+        self.checkpoints.save(done, self.trainer.state(), score, before_commit=self.events.upload)
+        self.best = max(self.best, -math.inf if score is None else score)
+        self.last_saved, self.saved_step = time.monotonic(), done
+
+
+def _readable(run: Store) -> Iterator[Checkpoint]:
+    for step in checkpoint.steps(run):
+        with contextlib.suppress(CorruptData):
+            yield checkpoint.read(run, step)
