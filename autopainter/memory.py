@@ -78,6 +78,8 @@ def ran_out(error: BaseException) -> Kind | None:
 
 def free() -> None:
     """Give back what a failed step held. Call it when nothing refers to the step's tensors, its exception included."""
+    # A backward pass that fails leaves its graph in autograd's queue until the next one empties that.
+    torch.zeros((), requires_grad=True).backward()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

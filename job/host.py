@@ -84,9 +84,10 @@ class RayHost(Host):
 
         Ray gets a name in the folder of its own notes, where there is nothing: checkpoints are the library's.
         """
-        storage = ray.train.get_context().get_storage()
+        notes = ray.train.get_context().get_storage()
+        named = Checkpoint(f"{notes.experiment_fs_path}/{step:08d}", notes.storage_filesystem) if uri else None
         ray.train.report(
             {"step": step, "checkpoint": uri, **metrics},
-            checkpoint=Checkpoint(f"{storage.experiment_fs_path}/{step:08d}", storage.storage_filesystem),
+            checkpoint=named,
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )

@@ -64,7 +64,8 @@ class FaultyProxy:
         delay_seconds: longest delay.
 
     Attributes:
-        injected: how many faults of each kind there were; ``damaged`` is one more kind.
+        down: while it is set, every request, of whatever method and path, is answered with 503 and goes no further.
+        injected: how many faults of each kind there were; ``damaged`` and ``down`` are two more kinds.
         asked: path and Range of each GET that matches the pattern, in order.
     """
 
@@ -80,7 +81,7 @@ class FaultyProxy:
     ) -> None:
         address = urllib.parse.urlsplit(upstream)
         self._upstream = address.hostname, address.port
-        self.pattern, self.delay_seconds = pattern, delay_seconds
+        self.pattern, self.delay_seconds, self.down = pattern, delay_seconds, False
         self.begin(rates or {}, seed, script, damaged or {})
         self._loop = asyncio.new_event_loop()
         self._connections: set[asyncio.Task[None]] = set()
@@ -152,9 +153,15 @@ class FaultyProxy:
         if request.get("expect"):
             answer_to.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         sent = await near.readexactly(int(request.get("content-length") or 0))
-        ask.write(request.encode(expect="") + sent)
-        answer, body = await _read_answer(far, request.first.startswith("HEAD "))
         method, target, _ = request.first.split(" ", 2)
+        if self.down:
+            self.injected["down"] += 1
+            head, error = _error("503")
+            answer_to.write(head.encode() + (b"" if method == "HEAD" else error))
+            await answer_to.drain()
+            return True
+        ask.write(request.encode(expect="") + sent)
+        answer, body = await _read_answer(far, method == "HEAD")
         path = urllib.parse.unquote(urllib.parse.urlsplit(target).path)
         length = answer.get("content-length") if method == "HEAD" else str(len(body))
         whole = {"content_length": length, "transfer_encoding": ""}
@@ -205,10 +212,7 @@ class FaultyProxy:
         if fault == "refuse":
             return False
         if fault in _ERRORS:
-            words, code = _ERRORS[fault]
-            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
-            headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
-            head, whole = _Head(f"HTTP/1.1 {fault} {words}", headers), {}
+            (head, body), whole = _error(fault), {}
         elif fault == "truncate":
             body = body[: fate.randrange(len(body))] if body else b""
             whole["content_length"] = str(len(body))
@@ -231,6 +235,14 @@ class FaultyProxy:
         elif fault == "stall":
             await near.read()  # until the client gives up
         return fault not in ("cut", "reset", "stall")
+
+
+def _error(status: str) -> tuple[_Head, bytes]:
+    """Head and body of an S3 error."""
+    words, code = _ERRORS[status]
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+    headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
+    return _Head(f"HTTP/1.1 {status} {words}", headers), body
 
 
 def _flipped(body: bytes, place: int) -> bytes:

@@ -74,6 +74,12 @@ def child_env(extra: Mapping[str, str]) -> dict[str, str]:
     return {**own, "no_proxy": direct, "NO_PROXY": direct, **extra}
 
 
+def _without_proxy(host: str) -> dict[str, str]:
+    """What ``child_env`` sets already for HOST, for another loopback address."""
+    direct = f"{HOST},127.0.0.0/8,{host}"
+    return {} if host == HOST else {"no_proxy": direct, "NO_PROXY": direct}
+
+
 class _Process(NamedTuple):
     pid: int
     parent: int
@@ -174,6 +180,20 @@ class Service:
         if self._process is None:
             raise ServiceError(f"{self.kind} is not running")
         return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of its first process if that has ended, else None; ``kill()`` then clears up after it."""
+        return self._process.poll() if self._process is not None else None
+
+    def pids(self, name: str) -> list[int]:
+        """Its processes whose program has this name (the kernel keeps 15 characters of it)."""
+        found = []
+        for process in _family(self.pid, self._handle["marker"]):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                if Path(f"/proc/{process.pid}/comm").read_text().strip() == name:
+                    found.append(process.pid)
+        return found
 
     def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
         """Prepare a start: the command, its environment on top of ours, and the file for its output."""
@@ -337,15 +357,33 @@ class SeaweedFS(Service):
             client.delete_object(Bucket=bucket, Key=".ready")
 
 
-class RayCluster(Service):
+class _RayNode(Service):
+    """What the head and the other nodes of a Ray cluster have in common: ``ray start --block``."""
+
+    death_signal = signal.SIGTERM  # it then ends its children
+    ready_seconds = 120.0
+    _log: Path
+
+    def _command(self, host: str, options: Mapping[str, str], *more: str) -> list[str]:
+        return [
+            sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
+            f"--node-ip-address={host}", "--min-worker-port=0", "--max-worker-port=0",
+            *(f"--{option}={value}" for option, value in options.items()), *more,
+        ]  # fmt: skip
+
+    def _probe(self) -> None:
+        if "Ray runtime started" not in self._log.read_text():
+            raise ServiceError("the node is not up")
+
+
+class RayCluster(_RayNode):
     """A one-node Ray cluster that shares no port or folder with another one; its processes inherit ``env``.
 
-    Clients need all of ``.env``, not just the address.
+    Clients need all of ``.env``, not just the address. A ``RayNode`` can join it if ``host`` is another loopback
+    address than 127.0.0.1, such as 127.0.0.2.
     """
 
     kind = "ray"
-    death_signal = signal.SIGTERM  # `ray start --block` then ends its children
-    ready_seconds = 120.0
 
     def __init__(
         self,
@@ -355,42 +393,73 @@ class RayCluster(Service):
         env: Mapping[str, str] | None = None,
         object_store_memory: int = 200 << 20,
         detach: bool = False,
+        host: str = HOST,
     ) -> None:
         super().__init__(detach)
+        self._host = host
         ports = map(str, free_ports(11))
         self._metrics = {"AUTOSCALER_METRIC_PORT": next(ports), "DASHBOARD_METRIC_PORT": next(ports)}
         options = ["port", "dashboard-port", "node-manager-port", "object-manager-port", "ray-client-server-port"]
         options += ["dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"]
         self._options = dict(zip([*options, "metrics-export-port"], ports, strict=True))
-        self.address = f"{HOST}:{self._options['port']}"
+        self.address = f"{host}:{self._options['port']}"
         self.dashboard_url = f"http://{HOST}:{self._options['dashboard-port']}" if dashboard else None
         self._options |= {"num-cpus": str(num_cpus), "object-store-memory": str(object_store_memory)}
         self._options |= {} if num_gpus is None else {"num-gpus": str(num_gpus)}
-        # Ray turns a loopback address into the machine's own, and then listens to the whole network, unless it takes
-        # the machine for a Mac. Both ends must agree.
-        settings = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled"}
+        # Ray turns 127.0.0.1 into the machine's own address, and then listens to the whole network, unless it takes
+        # the machine for a Mac, which has no clusters of several nodes. Both ends must agree.
+        settings = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": str(int(host != HOST)), "RAY_AUTH_MODE": "disabled"}
         settings["RAY_USAGE_STATS_ENABLED"] = "0"
+        # Some of Ray's own actors look for the cluster in the environment, else on the whole machine.
+        settings |= {"RAY_ADDRESS": self.address, **_without_proxy(host)}
         self.extra = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", **settings, **(env or {})}
-        self.env = {name: self.extra[name] for name in settings} | {"RAY_ADDRESS": self.address}
+        self.env = {name: self.extra[name] for name in settings}
         self.env |= {"RAY_API_SERVER_ADDRESS": self.dashboard_url} if self.dashboard_url else {}
 
     def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
         self.temp_dir = self._scratch()
         self._log = self.temp_dir / "ray-start.log"
-        command = [
-            sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
-            f"--node-ip-address={HOST}", f"--temp-dir={self.temp_dir}", "--min-worker-port=0", "--max-worker-port=0",
-            f"--include-dashboard={self.dashboard_url is not None}",
-            *(f"--{option}={value}" for option, value in self._options.items()),
-        ]  # fmt: skip
-        return command, {**self.extra, **self._metrics}, self._log
+        more = ("--head", f"--temp-dir={self.temp_dir}", f"--include-dashboard={self.dashboard_url is not None}")
+        return self._command(self._host, self._options, *more), {**self.extra, **self._metrics}, self._log
 
     def _probe(self) -> None:
-        if "Ray runtime started" not in self._log.read_text():
-            raise ServiceError("the head node is not up")
-        socket.create_connection((HOST, int(self._options["port"])), timeout=5).close()
+        super()._probe()
+        socket.create_connection((self._host, int(self._options["port"])), timeout=5).close()
         if self.dashboard_url:
             _http.open(f"{self.dashboard_url}/api/jobs/", timeout=10).close()
+
+
+class RayNode(_RayNode):
+    """A further node of a running ``RayCluster``, with a loopback address of its own.
+
+    Drivers on this machine connect to the head. ``extra``, its environment, may be changed between two starts.
+    """
+
+    kind = "ray-node"
+
+    def __init__(
+        self,
+        cluster: RayCluster,
+        host: str,
+        num_cpus: int = 1,
+        env: Mapping[str, str] | None = None,
+        object_store_memory: int = 100 << 20,
+        detach: bool = False,
+    ) -> None:
+        super().__init__(detach)
+        options = ["node-manager-port", "object-manager-port", "dashboard-agent-listen-port"]
+        options += ["dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port"]
+        self._cluster, self.host = cluster, host
+        self._options = dict(zip(options, map(str, free_ports(len(options))), strict=True))
+        self._options |= {"num-cpus": str(num_cpus), "object-store-memory": str(object_store_memory)}
+        self.extra = dict(env or {})
+
+    def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
+        self._log = self._scratch() / "ray-start.log"
+        env = {**self._cluster.extra, **_without_proxy(self.host), **self.extra}
+        # It shares the head's session folder, whose log monitor reads all logs: another one would double each line.
+        more = (f"--address={self._cluster.address}", "--include-log-monitor=False")
+        return self._command(self.host, self._options, *more), env, self._log
 
 
 class TensorBoard(Service):

@@ -1,12 +1,17 @@
 """Checkpoints on a folder and on a real S3 server: what is written, what is found again, what is damaged or fenced out.
 
 The faults are made by hand: bytes of stored objects are cut off, flipped and deleted, and stores that wait or lose
-bytes are folders with one method changed. Killed processes are in other files.
+bytes are folders with one method changed. A process is killed here inside an upload; others are in other files.
 Run: pytest tests/test_checkpoint.py
 """
 
+import http.server
 import json
 import logging
+import math
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,8 +21,9 @@ import torch
 from autopainter import checkpoint
 from autopainter.checkpoint import CheckpointWriter, Retention, begin_attempt
 from autopainter.checkpoint import files as stored
-from autopainter.errors import CorruptData, StorageError, UserError
+from autopainter.errors import CorruptData, StorageError, Superseded, UserError
 from autopainter.storage import LocalStore, open_store
+from autopainter.storage.s3 import shared_client
 
 META = {"manifest_id": "ab12", "identity": {"train.seed": 0}}
 
@@ -34,10 +40,10 @@ def tensors(step):
     }
 
 
-def save(store, step, attempt=1, keep=9, **options):
+def save(store, step, attempt=1, keep=9, keep_best=0, score=None, **options):
     """Save one checkpoint and wait for it; the writer."""
-    writer = CheckpointWriter(store, attempt, Retention(keep), META, **options)
-    writer.save(step, tensors(step))
+    writer = CheckpointWriter(store, attempt, Retention(keep, keep_best), META, **options)
+    writer.save(step, tensors(step), score)
     writer.wait()
     return writer
 
@@ -292,6 +298,237 @@ def test_a_damaged_checkpoint_does_not_count_as_one_that_is_kept(store):
     assert checkpoint.newest(store) is not None
 
 
+@pytest.mark.parametrize(
+    ("keep_best", "scores", "kept"),
+    [
+        pytest.param(0, [9, 8, 7, 6, 5], [8, 10], id="none"),
+        pytest.param(1, [5, 9, 7, 6, 8], [4, 8, 10], id="an old one"),
+        pytest.param(2, [5, 9, 7, 6, 8], [4, 8, 10], id="two, one of them new"),
+        pytest.param(3, [5, 9, 7, 6, 8], [4, 6, 8, 10], id="three"),
+        pytest.param(1, [5, 9, 7, 6, 10], [8, 10], id="the newest"),
+        pytest.param(1, [7, 7, 7, 5, 6], [6, 8, 10], id="equal: the latest of them"),
+        pytest.param(2, [None, -20, None, None, None], [4, 8, 10], id="unscored ones are never best"),
+        pytest.param(2, [math.nan, -20, math.nan, None, 1], [4, 8, 10], id="nor those whose score is no number"),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(store, keep_best, scores, kept):
+    writer = CheckpointWriter(store, begin_attempt(store, {}), Retention(2, keep_best), META)
+    for step, score in zip((2, 4, 6, 8, 10), scores, strict=True):
+        writer.save(step, tensors(step), score)
+    writer.wait()
+    assert writer.error is None
+    assert files(store) == set().union(*(of(step) for step in kept))
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "one bit"])
+def test_a_damaged_best_one_is_not_kept_as_best(store, how):
+    for step, score in ((2, 5), (4, 9), (6, 1)):
+        save(store, step, score=score)
+    damage(store, f"checkpoints/{4:08d}/000001/state.safetensors", how)
+    save(store, 8, attempt=2, keep=1, keep_best=1, score=2)
+    assert files(store) == of(2, 1) | of(8, 2)
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated"])
+@pytest.mark.parametrize("what", [".json", "/000001/weights.safetensors"])
+def test_what_is_damaged_after_it_was_verified_is_noticed_and_does_not_stop_the_pruning(store, what, how):
+    writer = CheckpointWriter(store, 1, Retention(2, 1), META)
+    for step, score in ((2, 5), (4, 9), (6, 1)):
+        writer.save(step, tensors(step), score)
+    writer.wait()
+    damage(store, f"checkpoints/{4:08d}{what}", how)
+    writer.save(8, tensors(8))
+    writer.save(10, tensors(10))
+    writer.wait()
+    assert files(store) == of(8) | of(10) | of(6)  # 6 is the best of the good ones
+
+
+class VanishingStore(LocalStore):
+    """A folder in which a commit's files are lost as soon as the commit is there."""
+
+    def create(self, key, data):
+        created = super().create(key, data)
+        for entry in self.list(key.removesuffix(".json") + "/") if key.startswith("checkpoints/") else []:
+            super().delete([entry.key])
+        return created
+
+
+def test_nothing_is_deleted_if_the_newer_one_is_lost_after_it_was_verified(folder, caplog):
+    save(folder, 2, keep=1)
+    save(VanishingStore(folder.uri), 4, keep=1)
+    assert "old checkpoints could not be deleted" in caplog.text
+    assert of(2) <= files(folder)
+    assert_found(folder, 2)
+
+
+class OvertakenStore(LocalStore):
+    """A folder in which another attempt begins, and saves, while an old one lists it to prune it."""
+
+    def list(self, prefix=""):
+        entries = super().list(prefix)
+        if prefix == "checkpoints/" and checkpoint.steps(LocalStore(self.uri)) == [2, 4]:
+            other = LocalStore(self.uri)
+            save(other, 6, attempt=begin_attempt(other, {}))
+        return entries
+
+
+def test_an_attempt_that_is_overtaken_while_it_prunes_deletes_nothing_of_the_newer_one(folder):
+    old = begin_attempt(folder, {})
+    save(folder, 2, attempt=old)
+    save(OvertakenStore(folder.uri), 4, attempt=old, keep=1)
+    assert files(folder) == of(2) | of(4) | of(6, 2)
+
+
+def test_what_is_no_part_of_a_checkpoint_is_left_alone(store):
+    others = {"checkpoints/README.txt", "checkpoints/a/b/c", "checkpoints/00000002/notes/why.txt"}
+    for key in others:
+        store.write(key, b"mine")
+    save(store, 2, keep=1)
+    writer = save(store, 4, keep=1)
+    assert writer.error is None
+    assert files(store) == others | of(4)
+
+
+class DyingStore(LocalStore):
+    """A folder whose user is killed after the first call of delete."""
+
+    def delete(self, keys):
+        super().delete(keys)
+        raise StorageError("killed")
+
+
+def test_wherever_pruning_is_interrupted_no_commit_lacks_its_files(folder):
+    for step in (2, 4, 6):
+        save(folder, step)
+    save(DyingStore(folder.uri), 8, keep=1)
+    assert checkpoint.steps(folder) == [8]
+    assert files(folder) > of(8)
+    save(folder, 10, keep=1)
+    assert files(folder) == of(10)
+
+
+# Unfinished uploads
+
+KILLED = """
+import os, signal, sys, torch
+from autopainter import checkpoint, storage
+from autopainter.storage.s3 import shared_client
+
+def die(params, **others):
+    if params["body"] and params["url_path"].count("state.safetensors") and "partNumber=3" in str(params["url"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+store = storage.open_store(sys.argv[1])
+shared_client().meta.events.register("before-call.s3.UploadPart", die)
+writer = checkpoint.CheckpointWriter(store, checkpoint.begin_attempt(store, {}), checkpoint.Retention(2), {})
+writer.save(2, {"average.weight": torch.zeros(2), "generator.weight": torch.zeros(12 << 20)})
+writer.wait()
+print("saved", writer.error)
+"""
+
+
+def uploads(uri):
+    """Keys of the unfinished uploads below a URI."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    pages = shared_client().get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=f"{prefix}/")
+    return sorted(entry["Key"].removeprefix(f"{prefix}/") for page in pages for entry in page.get("Uploads", ()))
+
+
+def begin_upload(uri, key):
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    shared_client().create_multipart_upload(Bucket=bucket, Key=f"{prefix}/{key}")
+
+
+def test_the_upload_of_a_killed_attempt_is_aborted_by_the_next_one(runs_uri):
+    done = subprocess.run([sys.executable, "-c", KILLED, runs_uri], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    state = f"checkpoints/{2:08d}/000001/state.safetensors"
+    assert uploads(runs_uri) == [state]
+    store = open_store(runs_uri)
+    assert files(store) == {f"checkpoints/{2:08d}/000001/weights.safetensors"}
+
+    writer = save(store, 2, attempt=begin_attempt(store, {}))
+    assert writer.error is None
+    assert uploads(runs_uri) == []
+    assert files(store) == of(2, 2)
+
+
+def test_only_uploads_of_checkpoints_and_of_no_later_attempt_are_aborted(runs_uri):
+    def state(attempt):
+        return f"checkpoints/{9:08d}/{attempt:06d}/state.safetensors"
+
+    left = [state(3), "checkpoints/other", "events/000001/big"]
+    for key in (state(1), state(1), state(2), *left):
+        begin_upload(runs_uri, key)
+    begin_upload(f"{runs_uri}-other", state(1))
+    save(open_store(runs_uri), 4, attempt=2)
+    assert uploads(runs_uri) == sorted(left)
+    assert uploads(f"{runs_uri}-other") == [state(1)]
+
+
+def test_many_uploads_are_aborted(runs_uri):
+    """More than are listed at once."""
+    store = open_store(runs_uri)
+    count = 1010
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: begin_upload(runs_uri, f"checkpoints/{number}"), range(count)))
+    seen = []
+    store.abort_uploads("checkpoints/", lambda key: seen.append(key) or int(key.partition("/")[2]) >= 5)
+    assert sorted(seen) == sorted(f"checkpoints/{number}" for number in range(count))
+    assert uploads(runs_uri) == [f"checkpoints/{number}" for number in range(5)]
+
+
+class Listing(http.server.BaseHTTPRequestHandler):
+    """An S3 server that answers with each of ``script``, a status and a body; the last one repeats."""
+
+    def do_GET(self):
+        script = self.server.script
+        status, body = script.pop(0) if len(script) > 1 else script[0]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def listing(s3, monkeypatch):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        shared_client.cache_clear()
+        yield server
+        server.shutdown()
+        thread.join()
+    shared_client.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(501, "NotImplemented"), (405, "MethodNotAllowed"), (400, "InvalidArgument"), (403, "AccessDenied"), (404, "")],
+)
+def test_a_service_that_does_not_list_uploads_costs_a_debug_line(listing, caplog, status, code):
+    caplog.set_level(logging.DEBUG, "autopainter")
+    listing.script = [(status, f"<Error><Code>{code}</Code></Error>".encode())]
+    open_store("s3://bucket/run").abort_uploads("checkpoints/", lambda key: True)
+    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+    assert "s3://bucket/run/checkpoints/: unfinished uploads cannot be listed" in caplog.text
+
+
+def test_a_service_that_is_busy_is_asked_again(listing, caplog):
+    listing.script = [(503, b"<Error><Code>SlowDown</Code></Error>"), (200, b"<ListMultipartUploadsResult/>")]
+    open_store("s3://bucket/run").abort_uploads("checkpoints/", lambda key: True)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "trying again" in caplog.text
+
+
+def test_a_folder_has_no_uploads(folder):
+    folder.abort_uploads("checkpoints/", lambda key: pytest.fail(key))
+
+
 class LossyStore(LocalStore):
     """A folder that loses the end of each file without a word."""
 
@@ -353,7 +590,7 @@ def test_an_older_attempt_is_fenced_out(store, caplog):
     new = begin_attempt(store, {})
     reports = []
     writer = save(store, 4, attempt=old, keep=1, report=lambda *report: reports.append(report))
-    assert isinstance(writer.error, StorageError)
+    assert isinstance(writer.error, Superseded)
     assert f"attempt {new} has taken over" in str(writer.error)
     assert [(step, error) for step, _, error in reports] == [(4, writer.error)]
     assert "step 4" in caplog.text
@@ -368,7 +605,7 @@ def test_an_attempt_that_is_overtaken_while_it_writes_does_not_commit(store):
     writer.save(2, tensors(2))
     writer.save(4, tensors(4), before_commit=lambda: begin_attempt(store, {}))
     writer.wait()
-    assert isinstance(writer.error, StorageError)
+    assert isinstance(writer.error, Superseded)
     assert checkpoint.steps(store) == [2]
     assert_found(store, 2)
 

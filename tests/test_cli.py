@@ -5,6 +5,7 @@ Each case runs the real program in a process of its own. Run: pytest tests/test_
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +84,8 @@ def test_an_interrupted_train_command_says_how_to_go_on(config_file: Path, small
     program.send_signal(2)
     rest = program.stderr.read()
     assert program.wait(timeout=60) == 130
-    assert rest.splitlines()[-1] == "autopainter: stopped; the same command continues"
+    assert re.search(r"stopped after step \d+; the same command continues$", rest.strip())
+    assert re.search(r"checkpoint of step \d+ saved", rest)
     assert "Traceback" not in rest
 
 

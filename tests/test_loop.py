@@ -42,7 +42,7 @@ def assert_same(one: checkpoint.Tensors, other: checkpoint.Tensors) -> None:
 @pytest.fixture
 def undisturbed(small_settings: list[str], tmp_path: Path) -> checkpoint.Tensors:
     settings = configure(small_settings, tmp_path / "undisturbed")
-    assert loop.train(settings, CPU) == 0
+    assert loop.train(settings, CPU).start == 0
     return newest(settings)[1]
 
 
@@ -61,7 +61,7 @@ def test_a_run_killed_at_any_step_ends_in_the_same_state(
     program.send_signal(signal.SIGKILL)
     program.wait()
     settings = configure(small_settings, tmp_path / "killed")
-    start = loop.train(settings, CPU)
+    start = loop.train(settings, CPU).start
     assert 0 < start < settings.train.steps
     assert_same(newest(settings)[1], undisturbed)
 
@@ -77,16 +77,16 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
     state.write_bytes(data)
     settings = configure(small_settings, tmp_path / "run")
     loop.preflight(settings, 1, "the number of workers")
-    assert loop.train(settings, CPU) == 6
+    assert loop.train(settings, CPU).start == 6
     assert "checkpoint of step 7 is damaged and is passed over" in caplog.text
     assert_same(newest(settings)[1], undisturbed)
 
 
 def test_a_finished_run_is_left_alone(small_settings: list[str], tmp_path: Path) -> None:
     settings = configure(small_settings, tmp_path, "train.steps=3")
-    assert loop.train(settings, CPU) == 0
+    assert loop.train(settings, CPU).start == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert loop.train(settings, CPU) == 3
+    assert loop.train(settings, CPU).start == 3
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
@@ -136,7 +136,7 @@ def test_what_only_decides_how_it_is_computed_may_change(
     loop.train(configure(small_settings, tmp_path / "run", "train.steps=5"), CPU)
     changes = ("train.microbatch=4", "train.activation_checkpointing=all", "data.decode_threads=1", "train.steps=8")
     settings = configure(small_settings, tmp_path / "run", *changes)
-    assert loop.train(settings, CPU) == 5
+    assert loop.train(settings, CPU).start == 5
     reference = configure(small_settings, tmp_path / "reference", "train.steps=8")
     loop.train(reference, CPU)
     mine, expected = newest(settings)[1], newest(reference)[1]

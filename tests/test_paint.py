@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_passed_over_unless_it_is_asked_for(tmp_path, co
 
 def test_a_checkpoint_of_another_format_version_is_refused(tmp_path, config, monkeypatch):
     with monkeypatch.context() as later:
-        later.setattr(checkpoint, "VERSION", 99)
+        later.setattr("autopainter.checkpoint.files.VERSION", 99)
         run = save(tmp_path / "run", config, [5])
     refusal(lambda: Painter.load(run), run, "99")
 

@@ -184,7 +184,7 @@ class Retention:
         # The steps of an attempt rise. It is its own newest that counts: it may have passed over another's later one.
         own = [step for step, saved in found.committed.items() if saved.attempt == latest]
         before = latest, max(own, default=0)
-        spared = [step for step in found.damaged if step > max(kept)]
+        spared = sorted(step for step in found.damaged if step > max(kept))
         going = found.keys([step for step in found.steps if step not in (*kept, *spared)])
         left = found.keys(kept)
         unwanted = [

@@ -1,0 +1,732 @@
+"""Train while everything that can be killed is killed: the run must end as one that nobody touched.
+
+Plays Kubernetes on this machine: a SeaweedFS behind a proxy, a Ray head without cores, two Ray nodes with a worker
+each, and a driver that is started again whenever it ends. At random moments one of them suffers a fault, of KINDS, and
+the next fault waits until the run has made new steps. At last the same run is trained undisturbed. It holds, or the
+exit code is 1 and the folder with all logs stays:
+
+- the run ends, with exit code 0, in the same tensors as the undisturbed one, bit for bit;
+- its curves show every step once, with the same values;
+- storage holds no object that no commit names, no damaged checkpoint and no open upload;
+- every fault showed the effect that it should have, and no process is left.
+
+    python scripts/chaos.py --kills 100
+    python scripts/chaos.py --kills 5 --kinds raylet,memory --seed 3 --folder /tmp/chaos
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from faulty_proxy import FaultyProxy
+from services import RayCluster, RayNode, SeaweedFS, Service, ServiceError
+
+from autopainter import checkpoint, storage
+from autopainter.data import pack, sources
+
+ROOT = Path(__file__).resolve().parent.parent
+HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
+"""Loopback addresses of the Ray head and of the nodes."""
+RUN, REFERENCE = "chaos", "undisturbed"
+WORKERS = 2
+ENDLESS = 10_000_000
+"""train.steps while there are faults to come."""
+LAST_STEPS = 20
+"""Steps that are trained after the last fault."""
+PROGRESS_STEPS = 3
+"""Least steps between a resume and the next fault."""
+WAIT_SECONDS = 300.0
+"""Whatever is waited for has failed if it takes longer."""
+OUTAGE_SECONDS = 10.0
+GIB = 1 << 30
+HEADROOM_GIB = 2.5
+"""Memory between what is used and what Ray's monitor bears, when its threshold is set."""
+MOST_HEADROOM_GIB = 3.4
+LEAST_HEADROOM_GIB = 0.8
+HOG_MORE_GIB = 0.6
+"""What is taken beyond the threshold at most."""
+LEAST_FREE_GIB = 2.0
+"""Memory of the machine that must stay free."""
+TICK_SECONDS = 0.03
+
+# Takes the memory that is left until the monitor's threshold, in steps that let the monitor see each of them.
+HOG = """
+import sys, time
+taken = []
+for _ in range(int(float(sys.argv[1]) * 16)):
+    taken.append(b"x" * (64 << 20))
+    time.sleep(0.02)
+time.sleep(60)
+"""
+
+
+class Failed(AssertionError):
+    """Something that must hold does not."""
+
+
+class NoEffect(Failed):
+    """A fault did not show the effect that it should have."""
+
+
+@dataclasses.dataclass
+class Attempt:
+    """A start of the run, as the driver's output shows it; times are of ``time.monotonic()``."""
+
+    number: int
+    start: int
+    pid: int
+    last: int
+    saved: int = 0
+    times: dict[int, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """What became of a fault.
+
+    Attributes:
+        step: last step seen before it.
+        resumed: steps done where the run went on; ``step`` if it was not interrupted.
+        lost: steps that were done again.
+        seconds: from the fault to the first step beyond ``step``; of an outage, to the first one after it.
+        first_seconds: from the fault to the first step of any number.
+        attempts: starts of the run that it took.
+        details: of the kind.
+    """
+
+    kind: str
+    step: int
+    resumed: int
+    lost: int
+    seconds: float
+    first_seconds: float
+    attempts: int
+    details: str = ""
+
+
+class Watch:
+    """What the driver's output has said of the run."""
+
+    def __init__(self) -> None:
+        self.attempts: list[Attempt] = []
+        self.ranks: dict[int, int] = {}
+        self.passed_over: list[int] = []
+        self.failures: list[str] = []
+
+    @property
+    def current(self) -> Attempt | None:
+        return self.attempts[-1] if self.attempts else None
+
+    def feed(self, line: str) -> None:
+        """Take over one line."""
+        text = re.sub(r"\x1b\[[0-9;]*m", "", line)
+        pid = int(found[1]) if (found := re.search(r"\(RayTrainWorker pid=(\d+)", text)) else 0
+        # By its process: the last lines of a killed worker may come when the next one has begun.
+        attempt = next((attempt for attempt in reversed(self.attempts) if attempt.pid == pid), None)
+        if found := re.search(r"pid=(\d+)\) world_rank=(\d+)", text):
+            self.ranks[int(found[2])] = int(found[1])
+        elif found := re.search(r"run \S+, attempt (\d+): steps (\d+) to ", text):
+            self.attempts.append(Attempt(int(found[1]), int(found[2]), pid, last=int(found[2])))
+        elif attempt and (found := re.search(r"\bstep (\d+)/\d+ ", text)):
+            attempt.last = int(found[1])
+            attempt.times[attempt.last] = time.monotonic()
+        elif attempt and (found := re.search(r"checkpoint of step (\d+) saved", text)):
+            attempt.saved = int(found[1])
+        elif found := re.search(r"checkpoint of step (\d+) is damaged and is passed over", text):
+            self.passed_over.append(int(found[1]))
+        elif "the worker group failed: " in text:
+            self.failures.append(text.partition("the worker group failed: ")[2].strip())
+
+
+class Driver(Service):
+    """``job/train.py``; each start has a log of its own."""
+
+    kind = "driver"
+    stop_seconds = 120.0
+
+    def __init__(self, settings: Mapping[str, Any], env: Mapping[str, str], logs: Path) -> None:
+        super().__init__(detach=False)
+        self.settings, self.env, self.logs = dict(settings), dict(env), logs
+        self.starts = 0
+        self._half = b""
+
+    def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
+        self.starts += 1
+        self.log = self.logs / f"{self.settings['run.name']}-{self.starts:03d}.log"
+        self._read = 0
+        settings = [option for item in self.settings.items() for option in ("--set", "=".join(map(str, item)))]
+        config = str(ROOT / "job/configs/quickstart.yaml")
+        return [sys.executable, str(ROOT / "job/train.py"), "--config", config, *settings], self.env, self.log
+
+    def _probe(self) -> None:
+        pass
+
+    def lines(self) -> list[str]:
+        """What it has printed since the last call, in whole lines."""
+        with self.log.open("rb") as file:
+            file.seek(self._read)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return whole.decode(errors="replace").splitlines()
+
+
+class Hog(Service):
+    """A process that takes memory, step by step, up to so many GiB."""
+
+    kind = "hog"
+
+    def __init__(self, most_gib: float, logs: Path) -> None:
+        super().__init__(detach=False)
+        self._most_gib, self._log = most_gib, logs / "hog.log"
+
+    def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
+        return [sys.executable, "-c", HOG, str(self._most_gib)], {}, self._log
+
+    def _probe(self) -> None:
+        pass
+
+
+class Chaos:
+    """The services of a run, and the faults that they suffer."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.draw = folder, random.Random(seed)
+        self.logs, temporary = folder / "logs", folder / "tmp"
+        for path in (self.logs, temporary):
+            path.mkdir(parents=True, exist_ok=True)
+        self._base = {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "RAY_DEDUP_LOGS": "0"}
+        self.watch = Watch()
+        self.kills: list[Kill] = []
+        self.ends: list[int] = []  # exit codes of drivers
+        self.surprises: list[str] = []
+        self._wanted = False  # whether a driver that ended is started again
+
+    @contextlib.contextmanager
+    def services(self) -> Iterator[None]:
+        """Everything but the driver, up; nothing is left afterwards."""
+        with contextlib.ExitStack() as stack:
+            self.server = stack.enter_context(SeaweedFS(self.folder / "weed"))
+            self.proxy = stack.enter_context(FaultyProxy(self.server.endpoint))
+            # This process looks at storage past the proxy.
+            os.environ.update(self.server.env)
+            self.manifest = pack_pictures("s3://datasets/chaos")
+            env = {**self._base, **self.server.env, "AWS_ENDPOINT_URL": self.proxy.url}
+            # No monitor at the head: the node's is the one that is put to the test.
+            head_env = {**env, "RAY_memory_monitor_refresh_ms": "0"}
+            self.head = stack.enter_context(RayCluster(num_cpus=0, env=head_env, host=HOSTS[0]))
+            self._node_env = head_env
+            self.nodes = [RayNode(self.head, host, 1, env=head_env) for host in HOSTS[1:]]
+            self.nodes[0].extra = self._node_env | self._monitor(used_bytes() + int((HEADROOM_GIB + 1) * GIB))
+            for node in self.nodes:
+                stack.enter_context(node)
+            self.driver = Driver(self._settings(RUN, ENDLESS), {**env, **self.head.env}, self.logs)
+            stack.callback(self.keep_ray_logs)
+            stack.callback(lambda: self.driver.stop())
+            yield
+
+    def keep_ray_logs(self) -> None:
+        """Copy Ray's own logs into the folder; its own folder goes with it."""
+        with contextlib.suppress(OSError, shutil.Error):
+            shutil.copytree(self.head.temp_dir / "session_latest/logs", self.logs / "ray", dirs_exist_ok=True)
+
+    def _settings(self, name: str, steps: int) -> dict[str, Any]:
+        return {
+            "run.name": name, "run.storage": "s3://runs", "data.manifest": self.manifest, "data.image_size": 32,
+            "data.prefetch_batches": 2, "data.fetch_ahead_batches": 2, "model.generator_width": 8,
+            "model.discriminator_width": 8, "loss.feature_weight": 0, "train.steps": steps, "train.global_batch": 8,
+            "train.precision": "float32", "train.threads": 1, "checkpoint.every_seconds": 1,
+            "telemetry.log_every_steps": 1, "telemetry.image_every_steps": 200, "telemetry.images": 2,
+            "cluster.workers": WORKERS,
+        }  # fmt: skip
+
+    def _monitor(self, most_bytes: int) -> dict[str, str]:
+        self._threshold = most_bytes
+        share = f"{most_bytes / total_bytes():.6f}"
+        return {"RAY_memory_usage_threshold": share, "RAY_memory_monitor_refresh_ms": "100"}
+
+    # -- what Kubernetes does
+
+    def poll(self) -> None:
+        """Read the driver's output, and start again whatever has ended."""
+        for line in self.driver.lines():
+            self.watch.feed(line)
+        code = self.driver.exit_code
+        if code is not None and self._wanted:
+            self._end_driver()
+            self.ends.append(code)
+            if code != 0:
+                self.driver.start()
+            self._wanted = code != 0
+        for node in self.nodes:
+            if node.exit_code is not None:
+                node.kill()
+                node.start()
+
+    def _end_driver(self) -> None:
+        self.driver.stop()  # also what a dead one may have left
+        for line in self.driver.lines():
+            self.watch.feed(line)
+
+    def until(self, condition: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
+        """Wait for a condition; ``Failed`` if it takes too long."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise Failed(f"{what}: not within {seconds:.0f} s; the end of {self.driver.log}:\n{self._tail()}")
+            self.poll()
+            time.sleep(TICK_SECONDS)
+
+    def _tail(self) -> str:
+        return "\n".join(self.driver.log.read_text(errors="replace").splitlines()[-15:])
+
+    def begin(self) -> None:
+        """Start the run."""
+        self._wanted = True
+        self.driver.start()
+        self.until(lambda: self.watch.current is not None, "the first start of the run")
+
+    # -- faults
+
+    def kill(self, kind: str) -> Kill:
+        """One fault at a random moment, and what becomes of it."""
+        self._mind_memory(kind)
+        self._wait_for_progress()
+        moment = time.monotonic() + self.draw.uniform(0, 1.5)
+        self.until(lambda: time.monotonic() > moment, "a moment")
+        old, ends, failures = self.current, len(self.ends), len(self.watch.failures)
+        before, began = old.last, time.monotonic()
+        details, mended = getattr(self, f"_{kind}")()
+        is_outage = kind in OUTAGES
+
+        def first_step() -> float | None:
+            """When the first new step was seen."""
+            for attempt in self.watch.attempts[self.watch.attempts.index(old) + (not is_outage) :]:
+                least = max(before, 0 if attempt is old else old.last)
+                for step, seen in attempt.times.items():
+                    if step > least and seen > mended:
+                        return seen
+            return None
+
+        self.until(lambda: first_step() is not None, f"a new step after {kind}")
+        done = first_step()
+        assert done is not None
+        self._check_effect(kind)
+        extra = self.ends[ends + (kind in DRIVER_KINDS) :]
+        place = f"kill {len(self.kills) + 1} ({kind})"
+        if extra:
+            self.surprises.append(f"{place}: the driver ended by itself with code {extra}")
+        if kind != "memory" and any("OutOfMemory" in words for words in self.watch.failures[failures:]):
+            self.surprises.append(f"{place}: Ray's memory monitor killed a worker too, others used much memory")
+        new = self.current
+        firsts = [seen for a in self.watch.attempts if a is not old or is_outage for seen in a.times.values()]
+        kill = Kill(
+            kind, old.last, new.start if new is not old else old.last,
+            lost=max(old.last - new.start, 0) if new is not old else 0,
+            seconds=done - began, first_seconds=min(seen for seen in firsts if seen > mended) - began,
+            attempts=new.number - old.number, details=details,
+        )  # fmt: skip
+        self.kills.append(kill)
+        return kill
+
+    @property
+    def current(self) -> Attempt:
+        """The start of the run that was seen last."""
+        assert self.watch.current is not None
+        return self.watch.current
+
+    def _wait_for_progress(self) -> None:
+        """Some steps beyond the resume and a checkpoint of this start, as the one after it may be damaged."""
+
+        def is_enough() -> bool:
+            return self.current.last - self.current.start >= PROGRESS_STEPS and self.current.saved > 0
+
+        self.until(is_enough, "progress")
+        self.until(lambda: len(checkpoint.steps(self._run())) > 1, "a second checkpoint")
+
+    def _run(self) -> storage.Store:
+        return storage.open_store(f"s3://runs/{self.driver.settings['run.name']}")
+
+    def _end_ranks(self, *ranks: int) -> None:
+        pids = [self.watch.ranks[rank] for rank in ranks]
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.until(lambda: not any(map(is_alive, pids)), "the end of a killed worker", 10)
+
+    def _rank(self) -> tuple[str, float]:
+        rank = self.draw.randrange(WORKERS)
+        self._end_ranks(rank)
+        return f"rank {rank}", time.monotonic()
+
+    def _driver(self) -> tuple[str, float]:
+        return self._signal_driver(signal.SIGKILL)
+
+    def _sigterm(self) -> tuple[str, float]:
+        return self._signal_driver(signal.SIGTERM)
+
+    def _signal_driver(self, signum: signal.Signals) -> tuple[str, float]:
+        ends = len(self.ends)
+        os.kill(self.driver.pid, signum)
+        self.until(lambda: len(self.ends) > ends, f"the driver's end after {signum.name}")
+        return f"exit code {self.ends[ends]}", time.monotonic()
+
+    def _raylet(self) -> tuple[str, float]:
+        number = self.draw.randrange(len(self.nodes))
+        node = self.nodes[number]
+        first = node.pid
+        for pid in node.pids("raylet"):
+            os.kill(pid, signal.SIGKILL)
+        self.until(lambda: node.exit_code is None and node.pid != first, "the node's restart")
+        return f"node {number}", time.monotonic()
+
+    def _storage(self) -> tuple[str, float]:
+        self.server.kill()
+        down = time.monotonic() + self.draw.uniform(1, 5)
+        self.until(lambda: time.monotonic() > down, "the server's time down")
+        self.server.start()
+        return "", time.monotonic()
+
+    def _outage(self) -> tuple[str, float]:
+        before = self.proxy.injected["down"]
+        self.proxy.down = True
+        try:
+            up = time.monotonic() + OUTAGE_SECONDS
+            self.until(lambda: time.monotonic() > up, "the end of the outage")
+        finally:
+            self.proxy.down = False
+        if self.proxy.injected["down"] == before:
+            raise NoEffect("outage: nothing was asked of storage meanwhile")
+        return f"{self.proxy.injected['down'] - before} answers", time.monotonic()
+
+    def _truncated(self) -> tuple[str, float]:
+        return self._damage(lambda data: data[: self.draw.randrange(len(data))])
+
+    def _flipped(self) -> tuple[str, float]:
+        def flip(data: bytes) -> bytes:
+            place, bit = self.draw.randrange(len(data)), self.draw.randrange(8)
+            return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+
+        return self._damage(flip)
+
+    def _damage(self, change: Callable[[bytes], bytes]) -> tuple[str, float]:
+        """Damage the newest checkpoint when nobody is left who could write a newer one."""
+        self._end_ranks(*range(WORKERS))
+        run = self._run()
+        self._damaged = max(checkpoint.steps(run))
+        key = checkpoint.read(run, self._damaged).files["state.safetensors"]["key"]
+        run.write(key, change(run.read(key)))
+        return f"checkpoint of step {self._damaged}", time.monotonic()
+
+    def _memory(self) -> tuple[str, float]:
+        """Use so much memory that Ray's monitor kills the worker of the node that has one."""
+        ranks, failures = dict(self.watch.ranks), len(self.watch.failures)
+        missing = (self._threshold - used_bytes()) / GIB
+        if missing > MOST_HEADROOM_GIB or total_bytes() - self._threshold < LEAST_FREE_GIB * GIB:
+            raise NoEffect(f"memory: {missing:.1f} GiB are missing to the threshold, or too little would stay free")
+        with Hog(missing + HOG_MORE_GIB, self.logs) as hog:
+            self.until(lambda: not all(map(is_alive, ranks.values())), "memory: the end of a worker", 30)
+            hog.kill()
+        self.until(lambda: len(self.watch.failures) > failures, "memory: the driver's word of it")
+        self._memory_words = self.watch.failures[failures]
+        return self._memory_words, time.monotonic()
+
+    def _mind_memory(self, kind: str) -> None:
+        """Move the monitor's threshold if what others on this machine use has grown near it, or shrunk too far."""
+        headroom = (self._threshold - used_bytes()) / GIB
+        if LEAST_HEADROOM_GIB < headroom < (MOST_HEADROOM_GIB if kind == "memory" else 1000):
+            return
+        self._wait_for_progress()
+        before = self.current
+        self.nodes[0].kill()
+        self.nodes[0].extra = self._node_env | self._monitor(used_bytes() + int(HEADROOM_GIB * GIB))
+        self.nodes[0].start()
+        self.until(lambda: self.current is not before, "another start after the threshold was moved")
+        self.surprises.append(f"before kill {len(self.kills) + 1}: headroom was {headroom:.1f} GiB, a node restarted")
+
+    def _check_effect(self, kind: str) -> None:
+        """Raise ``NoEffect`` if the run has not met the fault."""
+        if kind in ("truncated", "flipped") and self._damaged not in self.watch.passed_over:
+            raise NoEffect(f"{kind}: the checkpoint of step {self._damaged} was not passed over")
+        if kind == "memory" and "memory" not in self._memory_words.lower():
+            raise NoEffect(f"memory: the worker group failed of something else: {self._memory_words}")
+
+    # -- the end
+
+    def finish(self) -> int:
+        """Let the run end; its number of steps."""
+        self._wait_for_progress()
+        self._wanted = False
+        self._end_driver()
+        # Workers outlive a driver that does not stop them, and might train beyond any number that is chosen now.
+        self.until(lambda: not any(map(is_alive, self.watch.ranks.values())), "the end of the workers")
+        steps = max(self.current.last, *checkpoint.steps(self._run())) + LAST_STEPS
+        self._train_to_end(RUN, steps)
+        return steps
+
+    def reference(self, steps: int) -> None:
+        """Train the same run undisturbed."""
+        self.nodes[0].stop()
+        self.nodes[0].extra = self._node_env
+        self.nodes[0].start()
+        self.watch = Watch()
+        self._train_to_end(REFERENCE, steps)
+        if len(self.watch.attempts) != 1:
+            raise Failed(f"the reference run was disturbed: it took {len(self.watch.attempts)} starts")
+
+    def _train_to_end(self, name: str, steps: int) -> None:
+        self.driver.settings = self._settings(name, steps)
+        ends = len(self.ends)
+        self._wanted = True
+        self.driver.start()
+
+        def is_over() -> bool:
+            return not self._wanted
+
+        while not is_over():
+            before = self.watch.current.last if self.watch.current else 0
+            self.until(lambda before=before: is_over() or (  # type: ignore[misc]
+                self.watch.current is not None and self.watch.current.last > before), f"the end of {name}")  # fmt: skip
+        if bad := [code for code in self.ends[ends:] if code]:
+            self.surprises.append(f"the last driver of {name} ended with {bad} before it ended with 0")
+
+    def check(self, steps: int) -> None:
+        """Compare the run with the reference and look through its storage; ``Failed`` if something does not hold."""
+        runs = {name: storage.open_store(f"s3://runs/{name}") for name in (RUN, REFERENCE)}
+        tensors = {}
+        for name, run in runs.items():
+            found = checkpoint.newest(run)
+            if found is None or found[0].step != steps:
+                raise Failed(f"the newest checkpoint of {name} is not that of step {steps}")
+            tensors[name] = found[1]
+        mine, other = tensors[RUN], tensors[REFERENCE]
+        differing = sorted(mine.keys() ^ other.keys())
+        differing += [name for name in sorted(mine.keys() & other.keys()) if bits(mine[name]) != bits(other[name])]
+        if differing:
+            raise Failed(f"{len(differing)} of {len(other)} tensors differ from the undisturbed run's: {differing[:3]}")
+        curves = {name: scalars(run, self.folder / "curves" / name) for name, run in runs.items()}
+        for tag in sorted(curves[REFERENCE].keys() | curves[RUN].keys()):
+            mine_curve, other_curve = (curves[name].get(tag, []) for name in (RUN, REFERENCE))
+            numbers = [step for step, _ in mine_curve]
+            if tag == "generator/loss" and numbers != list(range(1, steps + 1)):
+                wrong = sorted({*range(1, steps + 1)} ^ {*numbers} | {n for n in numbers if numbers.count(n) > 1})
+                raise Failed(f"{tag}: not every step once, in order; {len(wrong)} are wrong: {wrong[:10]}")
+            if mine_curve != other_curve:
+                unlike = [pair for pair in zip(mine_curve, other_curve, strict=False) if pair[0] != pair[1]][:1]
+                raise Failed(f"{tag}: {len(mine_curve)} and {len(other_curve)} points, first difference {unlike}")
+        run = runs[RUN]
+        named = set()
+        for step in checkpoint.steps(run):
+            named |= {f"checkpoints/{step:08d}.json"}
+            named |= {str(entry["key"]) for entry in checkpoint.verify(run, step).files.values()}
+        if orphans := {entry.key for entry in run.list("checkpoints/")} - named:
+            raise Failed(f"{len(orphans)} objects that no commit names: {sorted(orphans)[:3]}")
+        if uploads := self.server.client().list_multipart_uploads(Bucket="runs").get("Uploads", []):
+            raise Failed(f"{len(uploads)} multipart uploads are open: {uploads[0]['Key']}")
+
+
+KINDS = ("rank", "driver", "raylet", "storage", "sigterm", "memory", "truncated", "flipped", "outage")
+"""Faults.
+
+rank, driver, raylet: SIGKILL. storage: SIGKILL of the server, which is back after some seconds. sigterm: SIGTERM of the
+driver. memory: another process takes so much memory that Ray's monitor kills a worker. truncated, flipped: SIGKILL of
+all workers, and the newest checkpoint is shortened or has a bit changed. outage: 10 s in which storage answers 503.
+"""
+OUTAGES = ("storage", "outage")
+"""Those that need not interrupt the run."""
+DRIVER_KINDS = ("driver", "sigterm")
+
+
+def pack_pictures(destination: str) -> str:
+    """Pack generated cartoons; the URI of the manifest."""
+    draw = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(90):
+            image = np.full((40, 40, 3), 255, np.uint8)
+            for _ in range(3):
+                center, radius = draw.integers(8, 32, 2).tolist(), int(draw.integers(4, 12))
+                cv2.circle(image, center, radius, draw.integers(40, 230, 3).tolist(), -1)
+                cv2.circle(image, center, radius, (20, 20, 20), 1)
+            cv2.imwrite(f"{folder}/picture{number:03d}.png", image)
+        options = pack.PackOptions(shard_samples=32, validation=0.1)
+        pack.pack(sources.ColorImages(folder, size=40), destination, options, workers=1)
+    return f"{destination}/manifest.json"
+
+
+def scalars(run: storage.Store, folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """All scalar curves as TensorBoard shows them."""
+    # Here because it is slow to import.
+    from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
+
+    for entry in run.list("events/"):
+        path = folder / entry.key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(run.read(entry.key))
+    events = event_accumulator.EventAccumulator(str(folder / "events"), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    """A tensor's type, shape and bytes."""
+    data = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + data
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _meminfo(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) << 10
+
+
+def total_bytes() -> int:
+    return _meminfo("MemTotal")
+
+
+def used_bytes() -> int:
+    """The memory in use as Ray's monitor counts it, outside of a container with a limit."""
+    return total_bytes() - _meminfo("MemAvailable")
+
+
+def order_of(kinds: list[str], count: int, draw: random.Random) -> list[str]:
+    """So many kinds in random order, each about equally often."""
+    shuffled = draw.sample(kinds, len(kinds))
+    return draw.sample([shuffled[number % len(kinds)] for number in range(count)], count)
+
+
+def left_over(token: str) -> list[str]:
+    """Processes that carry this run's mark in their environment, apart from this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if path.name != str(os.getpid()) and f"{MARK}={token}\0".encode() in (path / "environ").read_bytes():
+                found.append(f"{path.name} {(path / 'cmdline').read_bytes().replace(bytes(1), b' ').decode()[:80]}")
+    return found
+
+
+MARK = "AUTOPAINTER_CHAOS"
+
+
+def table(kills: list[Kill]) -> str:
+    """What the faults of each kind cost, as a Markdown table."""
+    lines = ["| fault | times | steps lost: median, max | seconds to the first new step: median, max |"]
+    lines += ["| --- | ---: | ---: | ---: |"]
+    for kind in (*KINDS, "all"):
+        chosen = [kill for kill in kills if kind in (kill.kind, "all")]
+        if chosen:
+            lost, seconds = [kill.lost for kill in chosen], [kill.seconds for kill in chosen]
+            lines.append(
+                f"| {kind} | {len(chosen)} | {statistics.median(lost):.0f}, {max(lost)}"
+                f" | {statistics.median(seconds):.1f}, {max(seconds):.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def run(chaos: Chaos, kinds: list[str], count: int) -> None:
+    """The whole test; ``Failed`` if something does not hold."""
+    token = os.environ[MARK] = secrets.token_hex(8)  # all our processes inherit it
+    order = order_of(kinds, count, chaos.draw)
+    without_effect: list[str] = []
+    with chaos.services():
+        chaos.begin()
+        for number, kind in enumerate(order, 1):
+            try:
+                kill = chaos.kill(kind)
+            except NoEffect as error:
+                without_effect.append(f"{number}: {error}")
+                print(f"{number}/{count} NO EFFECT: {error}", flush=True)
+                continue
+            print(
+                f"{number}/{count} {kind}: at step {kill.step}, {kill.lost} lost, new steps after"
+                f" {kill.seconds:.1f} s, {kill.attempts} start(s); {kill.details}", flush=True,
+            )  # fmt: skip
+        steps = chaos.finish()
+        print(f"the run is finished: {steps} steps; now the undisturbed one", flush=True)
+        chaos.reference(steps)
+        chaos.check(steps)
+    if left := left_over(token):
+        raise Failed(f"processes are left: {left}")
+    if without_effect:
+        raise Failed(f"{len(without_effect)} faults without effect: {without_effect}")
+
+
+def report(chaos: Chaos) -> dict[str, Any]:
+    """Print what the faults cost; the same for a file."""
+    print(table(chaos.kills))
+    for surprise in chaos.surprises:
+        print(f"note: {surprise}")
+    return {
+        "kills": [dataclasses.asdict(kill) for kill in chaos.kills],
+        "surprises": chaos.surprises,
+        "driver_exit_codes": chaos.ends,
+        "median_seconds": statistics.median(kill.seconds for kill in chaos.kills) if chaos.kills else None,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), help="only these, of KINDS")
+    parser.add_argument("--folder", type=Path, help="where logs and storage go, and stay; none: a temporary folder")
+    parser.add_argument("--json", type=Path, help="write what is measured to this file")
+    options = parser.parse_args()
+    if unknown := set(options.kinds) - set(KINDS):
+        parser.error(f"--kinds: {', '.join(sorted(unknown))} not of {', '.join(KINDS)}")
+    if options.kills < 1:
+        parser.error("--kills: at least 1")
+
+    def leave(signum: int, _: object) -> None:
+        raise SystemExit(128 + signum)  # through all the clean-up
+
+    signal.signal(signal.SIGTERM, leave)
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it names each purge of a resumed run
+    folder = (options.folder or Path(tempfile.mkdtemp(prefix="autopainter-chaos-"))).absolute()
+    chaos, began, failed = Chaos(folder, options.seed), time.monotonic(), ""
+    try:
+        run(chaos, options.kinds, options.kills)
+    except (Failed, ServiceError) as error:
+        failed = str(error)
+    except BaseException:
+        if not options.folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    result = {"failed": failed, "seed": options.seed, "seconds": time.monotonic() - began, **report(chaos)}
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1))
+    if failed:
+        print(f"FAILED: {failed}\nthe logs are in {folder}", flush=True)
+        return 1
+    print(f"{len(chaos.kills)} faults in {result['seconds']:.0f} s, the undisturbed run among them: all holds")
+    if not options.folder:
+        shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
