@@ -1,6 +1,7 @@
 """Where a run begins: with its own newest checkpoint, with another run's weights, or with nothing."""
 
 import logging
+import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -40,8 +41,12 @@ def claim(config: Config, resume: Resume, overwrite: bool) -> None:
             f"--resume none: the run {run.uri} exists, its newest checkpoint is of step {saved};"
             " choose another run.name, or add --overwrite to delete it"
         )
-    # The commits first: without them no checkpoint exists, wherever this is interrupted.
-    run.delete(sorted(there, key=lambda key: key.count("/")))
+    # A later attempt, whose record stays, keeps one that may still be alive from writing. Then the commits: without
+    # them no checkpoint exists, wherever this is interrupted.
+    checkpoint.begin_attempt(run, {"overwrites": True})
+    run.delete(key for key in there if re.fullmatch(r"checkpoints/\d+\.json", key))
+    run.delete(key for key in there)
+    run.abort_uploads("", lambda key: True)
     log.info("deleted the run %s: %d objects", run.uri, len(there))
 
 

@@ -56,26 +56,9 @@ PROGRESS_STEPS = 3
 WAIT_SECONDS = 300.0
 """Whatever is waited for has failed if it takes longer."""
 OUTAGE_SECONDS = 10.0
-GIB = 1 << 30
-HEADROOM_GIB = 2.5
-"""Memory between what is used and what Ray's monitor bears, when its threshold is set."""
-MOST_HEADROOM_GIB = 3.4
-LEAST_HEADROOM_GIB = 0.8
-HOG_MORE_GIB = 0.6
-"""What is taken beyond the threshold at most."""
-LEAST_FREE_GIB = 2.0
-"""Memory of the machine that must stay free."""
+USUAL_SHARE, FULL_SHARE = 0.3, 0.99
+"""Memory that a node seems to use, of all that there is; Ray's monitor kills from 0.95 on."""
 TICK_SECONDS = 0.03
-
-# Takes the memory that is left until the monitor's threshold, in steps that let the monitor see each of them.
-HOG = """
-import sys, time
-taken = []
-for _ in range(int(float(sys.argv[1]) * 16)):
-    taken.append(b"x" * (64 << 20))
-    time.sleep(0.02)
-time.sleep(60)
-"""
 
 
 class Failed(AssertionError):
@@ -189,22 +172,6 @@ class Driver(Service):
         return whole.decode(errors="replace").splitlines()
 
 
-class Hog(Service):
-    """A process that takes memory, step by step, up to so many GiB."""
-
-    kind = "hog"
-
-    def __init__(self, most_gib: float, logs: Path) -> None:
-        super().__init__(detach=False)
-        self._most_gib, self._log = most_gib, logs / "hog.log"
-
-    def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
-        return [sys.executable, "-c", HOG, str(self._most_gib)], {}, self._log
-
-    def _probe(self) -> None:
-        pass
-
-
 class Chaos:
     """The services of a run, and the faults that they suffer."""
 
@@ -215,6 +182,8 @@ class Chaos:
             path.mkdir(parents=True, exist_ok=True)
         self._base = {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), "RAY_DEDUP_LOGS": "0"}
         self.watch = Watch()
+        self.nodes: list[RayNode] = []
+        self.meminfo: list[Path | None] = []
         self.kills: list[Kill] = []
         self.ends: list[int] = []  # exit codes of drivers
         self.surprises: list[str] = []
@@ -230,20 +199,21 @@ class Chaos:
             os.environ.update(self.server.env)
             self.manifest = pack_pictures("s3://datasets/chaos")
             env = {**self._base, **self.server.env, "AWS_ENDPOINT_URL": self.proxy.url}
-            # No monitor at the head: the node's is the one that is put to the test.
-            head_env = {**env, "RAY_memory_monitor_refresh_ms": "0"}
-            self.head = stack.enter_context(RayCluster(num_cpus=0, env=head_env, host=HOSTS[0]))
-            self._node_env = head_env
-            self.nodes = [RayNode(self.head, host, 1, env=head_env) for host in HOSTS[1:]]
-            self.nodes[0].extra = self._node_env | self._monitor(used_bytes() + int((HEADROOM_GIB + 1) * GIB))
-            for node in self.nodes:
-                stack.enter_context(node)
+            # A monitor that looks at the machine's memory would meddle when others use it.
+            no_monitor, monitor = ({"RAY_memory_monitor_refresh_ms": ms} for ms in ("0", "100"))
+            self.head = stack.enter_context(RayCluster(num_cpus=0, env={**env, **no_monitor}, host=HOSTS[0]))
+            for number, host in enumerate(HOSTS[1:]):
+                self.meminfo.append(self.folder / f"meminfo-{number}" if RayNode.can_mount() else None)
+                self._show_memory(number, USUAL_SHARE)
+                more = monitor if self.meminfo[number] else no_monitor
+                node = RayNode(self.head, host, num_cpus=1, env={**env, **more}, meminfo=self.meminfo[number])
+                self.nodes.append(stack.enter_context(node))
             self.driver = Driver(self._settings(RUN, ENDLESS), {**env, **self.head.env}, self.logs)
-            stack.callback(self.keep_ray_logs)
+            stack.callback(self._keep_ray_logs)
             stack.callback(lambda: self.driver.stop())
             yield
 
-    def keep_ray_logs(self) -> None:
+    def _keep_ray_logs(self) -> None:
         """Copy Ray's own logs into the folder; its own folder goes with it."""
         with contextlib.suppress(OSError, shutil.Error):
             shutil.copytree(self.head.temp_dir / "session_latest/logs", self.logs / "ray", dirs_exist_ok=True)
@@ -257,11 +227,6 @@ class Chaos:
             "telemetry.log_every_steps": 1, "telemetry.image_every_steps": 200, "telemetry.images": 2,
             "cluster.workers": WORKERS,
         }  # fmt: skip
-
-    def _monitor(self, most_bytes: int) -> dict[str, str]:
-        self._threshold = most_bytes
-        share = f"{most_bytes / total_bytes():.6f}"
-        return {"RAY_memory_usage_threshold": share, "RAY_memory_monitor_refresh_ms": "100"}
 
     # -- what Kubernetes does
 
@@ -286,12 +251,14 @@ class Chaos:
         for line in self.driver.lines():
             self.watch.feed(line)
 
-    def until(self, condition: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
-        """Wait for a condition; ``Failed`` if it takes too long."""
+    def until(
+        self, condition: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS, error: type[Failed] = Failed
+    ) -> None:
+        """Wait for a condition; ``error`` if it takes too long."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise Failed(f"{what}: not within {seconds:.0f} s; the end of {self.driver.log}:\n{self._tail()}")
+                raise error(f"{what}: not within {seconds:.0f} s; the end of {self.driver.log}:\n{self._tail()}")
             self.poll()
             time.sleep(TICK_SECONDS)
 
@@ -308,11 +275,10 @@ class Chaos:
 
     def kill(self, kind: str) -> Kill:
         """One fault at a random moment, and what becomes of it."""
-        self._mind_memory(kind)
         self._wait_for_progress()
         moment = time.monotonic() + self.draw.uniform(0, 1.5)
         self.until(lambda: time.monotonic() > moment, "a moment")
-        old, ends, failures = self.current, len(self.ends), len(self.watch.failures)
+        old, ends = self.current, len(self.ends)
         before, began = old.last, time.monotonic()
         details, mended = getattr(self, f"_{kind}")()
         is_outage = kind in OUTAGES
@@ -334,8 +300,6 @@ class Chaos:
         place = f"kill {len(self.kills) + 1} ({kind})"
         if extra:
             self.surprises.append(f"{place}: the driver ended by itself with code {extra}")
-        if kind != "memory" and any("OutOfMemory" in words for words in self.watch.failures[failures:]):
-            self.surprises.append(f"{place}: Ray's memory monitor killed a worker too, others used much memory")
         new = self.current
         firsts = [seen for a in self.watch.attempts if a is not old or is_outage for seen in a.times.values()]
         kill = Kill(
@@ -437,30 +401,29 @@ class Chaos:
         return f"checkpoint of step {self._damaged}", time.monotonic()
 
     def _memory(self) -> tuple[str, float]:
-        """Use so much memory that Ray's monitor kills the worker of the node that has one."""
-        ranks, failures = dict(self.watch.ranks), len(self.watch.failures)
-        missing = (self._threshold - used_bytes()) / GIB
-        if missing > MOST_HEADROOM_GIB or total_bytes() - self._threshold < LEAST_FREE_GIB * GIB:
-            raise NoEffect(f"memory: {missing:.1f} GiB are missing to the threshold, or too little would stay free")
-        with Hog(missing + HOG_MORE_GIB, self.logs) as hog:
-            self.until(lambda: not all(map(is_alive, ranks.values())), "memory: the end of a worker", 30)
-            hog.kill()
+        """Let a node look out of memory until Ray's monitor has killed its worker."""
+        number, ranks, failures = self.draw.randrange(WORKERS), dict(self.watch.ranks), len(self.watch.failures)
+        self._show_memory(number, FULL_SHARE)
+        try:
+            self.until(lambda: not all(map(is_alive, ranks.values())), "memory: the end of a worker", 30, NoEffect)
+        finally:
+            self._show_memory(number, USUAL_SHARE)
         self.until(lambda: len(self.watch.failures) > failures, "memory: the driver's word of it")
         self._memory_words = self.watch.failures[failures]
-        return self._memory_words, time.monotonic()
+        return f"node {number}", time.monotonic()
 
-    def _mind_memory(self, kind: str) -> None:
-        """Move the monitor's threshold if what others on this machine use has grown near it, or shrunk too far."""
-        headroom = (self._threshold - used_bytes()) / GIB
-        if LEAST_HEADROOM_GIB < headroom < (MOST_HEADROOM_GIB if kind == "memory" else 1000):
+    def _show_memory(self, number: int, used: float) -> None:
+        """What a node sees of its memory: the share of it that is used."""
+        path = self.meminfo[number]
+        if path is None:
             return
-        self._wait_for_progress()
-        before = self.current
-        self.nodes[0].kill()
-        self.nodes[0].extra = self._node_env | self._monitor(used_bytes() + int(HEADROOM_GIB * GIB))
-        self.nodes[0].start()
-        self.until(lambda: self.current is not before, "another start after the threshold was moved")
-        self.surprises.append(f"before kill {len(self.kills) + 1}: headroom was {headroom:.1f} GiB, a node restarted")
+        text = Path("/proc/meminfo").read_text() if not path.exists() else path.read_text()
+        total = re.search(r"MemTotal:\s+(\d+) kB", text)
+        assert total is not None
+        available = f"MemAvailable: {int(int(total[1]) * (1 - used)):16d} kB"
+        # In one write, of the same length, into the same file: that one is mounted, and read several times a second.
+        with path.open("r+b" if path.exists() else "wb", buffering=0) as file:
+            file.write(re.sub(r"MemAvailable:\s+\d+ kB", available, text).encode())
 
     def _check_effect(self, kind: str) -> None:
         """Raise ``NoEffect`` if the run has not met the fault."""
@@ -484,9 +447,6 @@ class Chaos:
 
     def reference(self, steps: int) -> None:
         """Train the same run undisturbed."""
-        self.nodes[0].stop()
-        self.nodes[0].extra = self._node_env
-        self.nodes[0].start()
         self.watch = Watch()
         self._train_to_end(REFERENCE, steps)
         if len(self.watch.attempts) != 1:
@@ -546,9 +506,10 @@ class Chaos:
 KINDS = ("rank", "driver", "raylet", "storage", "sigterm", "memory", "truncated", "flipped", "outage")
 """Faults.
 
-rank, driver, raylet: SIGKILL. storage: SIGKILL of the server, which is back after some seconds. sigterm: SIGTERM of the
-driver. memory: another process takes so much memory that Ray's monitor kills a worker. truncated, flipped: SIGKILL of
-all workers, and the newest checkpoint is shortened or has a bit changed. outage: 10 s in which storage answers 503.
+rank, driver, raylet: SIGKILL. storage: SIGKILL of the server, which is back after some seconds. sigterm: SIGTERM of
+the driver. memory: a node seems to have no memory left, so that Ray's monitor kills a worker. truncated, flipped:
+SIGKILL of all workers, and the newest checkpoint is shortened or has a bit changed. outage: 10 s in which storage
+answers 503.
 """
 OUTAGES = ("storage", "outage")
 """Those that need not interrupt the run."""
@@ -596,21 +557,6 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
-
-
-def _meminfo(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) << 10
-
-
-def total_bytes() -> int:
-    return _meminfo("MemTotal")
-
-
-def used_bytes() -> int:
-    """The memory in use as Ray's monitor counts it, outside of a container with a limit."""
-    return total_bytes() - _meminfo("MemAvailable")
 
 
 def order_of(kinds: list[str], count: int, draw: random.Random) -> list[str]:
@@ -692,12 +638,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), help="only these, of KINDS")
+    parser.add_argument("--kinds", type=lambda text: text.split(","), help="only these, of KINDS")
     parser.add_argument("--folder", type=Path, help="where logs and storage go, and stay; none: a temporary folder")
     parser.add_argument("--json", type=Path, help="write what is measured to this file")
     options = parser.parse_args()
-    if unknown := set(options.kinds) - set(KINDS):
+    kinds = options.kinds or list(KINDS)
+    if unknown := set(kinds) - set(KINDS):
         parser.error(f"--kinds: {', '.join(sorted(unknown))} not of {', '.join(KINDS)}")
+    if "memory" in kinds and not RayNode.can_mount():
+        if options.kinds:
+            parser.error("--kinds: memory: needs the right to mount, as root has on most machines")
+        kinds.remove("memory")
+        print("memory: LEFT OUT, it needs the right to mount, as root has on most machines")
     if options.kills < 1:
         parser.error("--kills: at least 1")
 
@@ -709,7 +661,7 @@ def main() -> int:
     folder = (options.folder or Path(tempfile.mkdtemp(prefix="autopainter-chaos-"))).absolute()
     chaos, began, failed = Chaos(folder, options.seed), time.monotonic(), ""
     try:
-        run(chaos, options.kinds, options.kills)
+        run(chaos, kinds, options.kills)
     except (Failed, ServiceError) as error:
         failed = str(error)
     except BaseException:

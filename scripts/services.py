@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Self
 HOST = "127.0.0.1"
 MARKER = "AUTOPAINTER_SERVICE"  # environment variable that all processes of one service inherit, unique to it
 PR_SET_PDEATHSIG = 1
+_OWN_MOUNTS = ("unshare", "--mount")  # becomes a program with mounts of its own
 
 # The kernel sends the PDEATHSIG when the *thread* that forked ends, so one thread that lives as long as the interpreter
 # forks all services: they may then be (re)started from any short-lived thread.
@@ -432,7 +433,9 @@ class RayCluster(_RayNode):
 class RayNode(_RayNode):
     """A further node of a running ``RayCluster``, with a loopback address of its own.
 
-    Drivers on this machine connect to the head. ``extra``, its environment, may be changed between two starts.
+    Drivers on this machine connect to the head. The node's processes see the file ``meminfo``, if there is one, as
+    /proc/meminfo: Ray's memory monitor can be made to kill a worker without any memory being used. That needs
+    ``can_mount()``.
     """
 
     kind = "ray-node"
@@ -444,22 +447,35 @@ class RayNode(_RayNode):
         num_cpus: int = 1,
         env: Mapping[str, str] | None = None,
         object_store_memory: int = 100 << 20,
+        meminfo: Path | None = None,
         detach: bool = False,
     ) -> None:
         super().__init__(detach)
         options = ["node-manager-port", "object-manager-port", "dashboard-agent-listen-port"]
         options += ["dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port"]
-        self._cluster, self.host = cluster, host
+        self._cluster, self.host, self._meminfo = cluster, host, meminfo
         self._options = dict(zip(options, map(str, free_ports(len(options))), strict=True))
         self._options |= {"num-cpus": str(num_cpus), "object-store-memory": str(object_store_memory)}
         self.extra = dict(env or {})
+
+    @staticmethod
+    def can_mount() -> bool:
+        """Whether this process may show a file in another's place to its children, as root may on most machines."""
+        try:
+            return subprocess.run([*_OWN_MOUNTS, "true"], capture_output=True).returncode == 0
+        except FileNotFoundError:
+            return False
 
     def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
         self._log = self._scratch() / "ray-start.log"
         env = {**self._cluster.extra, **_without_proxy(self.host), **self.extra}
         # It shares the head's session folder, whose log monitor reads all logs: another one would double each line.
         more = (f"--address={self._cluster.address}", "--include-log-monitor=False")
-        return self._command(self.host, self._options, *more), env, self._log
+        command = self._command(self.host, self._options, *more)
+        if self._meminfo:
+            mount = 'mount --bind "$0" /proc/meminfo && exec "$@"'
+            command = [*_OWN_MOUNTS, "sh", "-c", mount, str(self._meminfo), *command]
+        return command, env, self._log
 
 
 class TensorBoard(Service):

@@ -674,3 +674,31 @@ def test_no_error_of_the_writing_thread_is_lost(folder):
     assert checkpoint.steps(folder) == []
     assert "not foreseen" in str(writer.error)
     assert len(reports) == 1
+
+
+class OvertakenAtCommitStore(LocalStore):
+    """A folder in which a later attempt commits the same step just before the first commit of this one."""
+
+    overtake = None
+
+    def create(self, key, data):
+        if self.overtake and key.startswith("checkpoints/"):
+            overtake, self.overtake = self.overtake, None
+            overtake()
+        return super().create(key, data)
+
+
+def test_an_attempt_that_is_overtaken_just_before_its_commit_harms_nothing(tmp_path):
+    store = OvertakenAtCommitStore(str(tmp_path))
+    late = CheckpointWriter(store, begin_attempt(store, {}), Retention(1), META)
+
+    def overtake():
+        new = begin_attempt(store, {})
+        save(store, 4, attempt=new, keep=1)
+        assert_found(store, 4, new)
+
+    store.overtake = overtake
+    late.save(4, tensors(4))
+    late.wait()
+    assert isinstance(late.error, Superseded)
+    assert_found(store, 4, 2)

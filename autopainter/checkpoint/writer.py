@@ -1,5 +1,6 @@
 """Writing checkpoints in the background while training goes on."""
 
+import contextlib
 import hashlib
 import logging
 import threading
@@ -14,7 +15,7 @@ from autopainter.checkpoint import files
 from autopainter.checkpoint.attempts import latest_attempt
 from autopainter.checkpoint.files import Checkpoint, Tensors
 from autopainter.checkpoint.retention import Retention
-from autopainter.errors import Superseded, UserError
+from autopainter.errors import CorruptData, Superseded, UserError
 from autopainter.storage import Store
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,8 @@ class CheckpointWriter:
     """Writes checkpoints in the background while training goes on.
 
     ``save`` copies the tensors and returns; one thread writes the copy. A save that comes while the one before is
-    still being written waits for it, so at most one copy is alive.
+    still being written waits for it, so there is one copy, in memory that is kept from one save to the next: to get
+    fresh pages from the system takes several times as long as the copying.
 
     Args:
         run: the run's store.
@@ -56,6 +58,7 @@ class CheckpointWriter:
         self.saved_at = time.monotonic()
         self._report = report
         self._thread: threading.Thread | None = None
+        self._copy: Tensors = {}
 
     @property
     def busy(self) -> bool:
@@ -76,11 +79,22 @@ class CheckpointWriter:
             before_commit: called in the writing thread when the files are written, before the commit.
         """
         self.wait()
-        copy = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+        self._take(state)
         self._thread = threading.Thread(
-            target=self._write, args=(step, copy, score, before_commit), name="checkpoint", daemon=True
+            target=self._write, args=(step, self._copy, score, before_commit), name="checkpoint", daemon=True
         )
         self._thread.start()
+
+    def _take(self, state: Mapping[str, torch.Tensor]) -> None:
+        if not self._copy:
+            self._copy = {
+                name: torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False)
+                for name, tensor in state.items()
+            }
+        for name, tensor in state.items():
+            self._copy[name].copy_(tensor.detach(), non_blocking=True)
+        if any(tensor.is_cuda for tensor in state.values()):
+            torch.cuda.synchronize()
 
     def wait(self) -> None:
         """Wait until nothing is being written."""
@@ -95,7 +109,8 @@ class CheckpointWriter:
             self.saved = self._commit(step, state, score, before_commit)
         except Exception as error:  # nobody else would hear of it in this thread
             self.error = error
-            log.warning("checkpoint of step %d could not be saved, training goes on: %s", step, error)
+            goes_on = "" if isinstance(error, Superseded) else ", training goes on"
+            log.warning("checkpoint of step %d could not be saved%s: %s", step, goes_on, error)
         else:
             self.saved_at = time.monotonic()
             self.retention.verified.add(step)
@@ -108,21 +123,37 @@ class CheckpointWriter:
     def _commit(self, step: int, state: Tensors, score: float | None, before_commit: Callable[[], None]) -> Checkpoint:
         weights = {name: tensor for name, tensor in state.items() if name.startswith(files.PAINTER)}
         rest = {name: tensor for name, tensor in state.items() if name not in weights}
-        written = {}
-        for name, tensors in ((files.WEIGHTS, weights), (files.STATE, rest)):
-            data = safetensors.torch.save(tensors)
-            key = files.file_key(step, self.attempt, name)
-            self.run.write(key, data)
-            written[name] = {"key": key, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-            files.read_file(self.run, written[name])
+        written = {
+            name: self._write_file(files.file_key(step, self.attempt, name), tensors)
+            for name, tensors in ((files.WEIGHTS, weights), (files.STATE, rest))
+        }
         before_commit()
-        if (newer := latest_attempt(self.run)) > self.attempt:
-            raise Superseded(f"{self.run.uri}: attempt {newer} has taken over from this attempt {self.attempt}")
+        self._check_fence()
         checkpoint = Checkpoint(step, self.attempt, written, self.meta, score, time.time())
-        data = files.encode(checkpoint)
-        key = files.commit_key(step)
+        key, data = files.commit_key(step), files.encode(checkpoint)
         if not self.run.create(key, data):
-            # A checkpoint of this step that did not verify when the run was resumed: this one replaces it.
+            # Either a checkpoint of this step did not verify when the run was resumed, and this one replaces it; or
+            # a later attempt has committed it meanwhile, and its files are the ones that count.
+            with contextlib.suppress(CorruptData):
+                if (there := files.read(self.run, step)).attempt > self.attempt:
+                    raise self._superseded(there.attempt)
+            self._check_fence()
             self.run.write(key, data)
         log.info("checkpoint of step %d saved", step)
         return checkpoint
+
+    def _write_file(self, key: str, tensors: Tensors) -> dict[str, Any]:
+        """Write a file and read it back; its entry in the commit."""
+        data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        self.run.write(key, data)
+        entry = {"key": key, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        del data  # a state may take gigabytes
+        files.read_file(self.run, entry)
+        return entry
+
+    def _check_fence(self) -> None:
+        if (newer := latest_attempt(self.run)) > self.attempt:
+            raise self._superseded(newer)
+
+    def _superseded(self, newer: int) -> Superseded:
+        return Superseded(f"{self.run.uri}: attempt {newer} has taken over from this attempt {self.attempt}")
