@@ -1,5 +1,6 @@
 """The journal of a run: what stopped it, from failed workers to a person's Ctrl-C, kept beside its checkpoints."""
 
+import dataclasses
 import json
 import logging
 import time
@@ -52,7 +53,8 @@ def read(run: Store) -> list[Entry]:
     entries = []
     for stored in run.list("journal/"):
         try:
-            entries.append(Entry(**json.loads(run.read(stored.key))))
+            entry = Entry(**json.loads(run.read(stored.key)))
+            entries.append(dataclasses.replace(entry, text=str(entry.text), time=float(entry.time)))
         except (ValueError, TypeError, FileNotFoundError) as error:
             log.warning("%s: damaged, passed over: %s", run.locate(stored.key), error)
     return entries

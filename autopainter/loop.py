@@ -15,7 +15,7 @@ from autopainter.config import Config
 from autopainter.data import manifest as manifests
 from autopainter.data.chunks import Split
 from autopainter.data.stream import TrainingStream
-from autopainter.errors import UserError
+from autopainter.errors import Diverged, UserError
 from autopainter.host import Host
 from autopainter.models import vgg
 from autopainter.parallel import Readback, Request
@@ -144,7 +144,7 @@ class _Run:
             values = self.trainer.step(step, next(stream), self._requests())
             why = None
             for done, arrived in readback.put(step + 1, values):
-                diverged.check(arrived[: len(SCALARS)], done, self.run, self.manifest, self.config)
+                self._check_finite(done, arrived[: len(SCALARS)])
                 why = why or self._answer(arrived[len(SCALARS) :])
             if self.reporter:
                 self.reporter.step_done(step + 1, values[: len(SCALARS)], stream)
@@ -177,3 +177,10 @@ class _Run:
         if asked[Request.MEET] and self.host.leaving():
             return "leaving"
         return "stopped" if asked[Request.STOP] else None
+
+    def _check_finite(self, done: int, values: Sequence[float]) -> None:
+        try:
+            diverged.check(values, done, self.run, self.manifest, self.config)
+        except Diverged:
+            parallel.barrier()  # the first worker that fails ends the group: worker 0 shall have named the samples
+            raise

@@ -94,6 +94,12 @@ def largest(number: int, device: torch.device) -> int:
     return int(tensor)
 
 
+def barrier() -> None:
+    """Wait for all workers."""
+    if world() > 1:
+        dist.barrier()
+
+
 def broadcast(tensors: Iterable[torch.Tensor]) -> None:
     """Give every worker worker 0's values, in place."""
     if dist.is_initialized() and dist.get_world_size() > 1:

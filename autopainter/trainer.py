@@ -189,16 +189,31 @@ class Trainer:
     def _discriminator_backward(
         self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor, share: float
     ) -> None:
-        with self._autocast():
-            real, fake = self.discriminator(condition, target), self.discriminator(condition, painted)
-        loss = losses.discriminator(real, fake, self.config.loss.adversarial)
-        (loss * share).backward()
-        accuracy = (real > 0).float().mean(), (fake < 0).float().mean()
-        self.discriminator_gradients.scalars += torch.stack([loss.detach(), *accuracy]) * share
+        terms = self._discriminator_terms(condition, target, painted)
+        (terms[0] * share).backward()
+        self.discriminator_gradients.scalars += torch.stack([term.detach() for term in terms]) * share
 
     def _generator_backward(
         self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor, share: float
     ) -> None:
+        terms = self._generator_terms(condition, target, painted)
+        (terms[0] * share).backward(inputs=self.generator_gradients.parameters)  # spares the discriminator's gradients
+        means = self.generator_gradients.scalars[:_GENERATOR_SCALARS]
+        means += torch.stack([term.detach() for term in terms]) * share
+
+    def _discriminator_terms(
+        self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """The discriminator's loss and accuracies, in the order of ``SCALARS``."""
+        with self._autocast():
+            real, fake = self.discriminator(condition, target), self.discriminator(condition, painted)
+        loss = losses.discriminator(real, fake, self.config.loss.adversarial)
+        return [loss, (real > 0).float().mean(), (fake < 0).float().mean()]
+
+    def _generator_terms(
+        self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """The generator's loss and its terms, in the order of ``SCALARS``."""
         weights = self.config.loss
         with self._autocast():
             logits = self.discriminator(condition, painted)
@@ -209,10 +224,26 @@ class Trainer:
             losses.total_variation(painted),
         ]
         factors = (weights.pixel_weight, weights.feature_weight, weights.adversarial_weight, weights.tv_weight)
-        loss = torch.stack([factor * term for factor, term in zip(factors, terms, strict=True)]).sum()
-        (loss * share).backward(inputs=self.generator_gradients.parameters)  # spares the discriminator's gradients
-        means = self.generator_gradients.scalars[:_GENERATOR_SCALARS]
-        means += torch.stack([loss.detach(), *(term.detach() for term in terms)]) * share
+        return [torch.stack([factor * term for factor, term in zip(factors, terms, strict=True)]).sum(), *terms]
+
+    @torch.no_grad()
+    def terms(self, batch: Batch) -> dict[str, float]:
+        """The means among ``SCALARS`` over a batch, with the weights as they are; nothing is changed.
+
+        Batch norm takes its running statistics, so that one sample can be looked at alone.
+        """
+        batch = batch.to(self.device)
+        condition, target = self._inputs(batch)
+        networks = self.generator, self.discriminator
+        for network in networks:
+            network.eval()
+        with self._autocast():
+            painted = self.generator(condition, batch.dropout)
+        discriminator = self._discriminator_terms(condition, target, painted)
+        values = torch.stack([*discriminator, *self._generator_terms(condition, target, painted)])
+        for network in networks:
+            network.train()
+        return dict(zip(SCALARS, values.tolist(), strict=False))
 
     def _feature_loss(self, painted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         if self.features is None:

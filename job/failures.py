@@ -76,4 +76,9 @@ def _kind(cause: BaseException) -> Kind:
 
 
 def _line(cause: BaseException) -> str:
-    return " ".join(str(cause).split())[:_TEXT]
+    """A cause in one line; of a long one, such as a traceback, the beginning and the last line."""
+    text = " ".join(str(cause).split())
+    if len(text) <= _TEXT:
+        return text
+    last = str(cause).strip().splitlines()[-1].strip()
+    return f"{text[: _TEXT // 2]} ... {last[-_TEXT // 2 :]}"

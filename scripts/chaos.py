@@ -43,6 +43,17 @@ from autopainter import checkpoint, storage
 from autopainter.data import pack, sources
 
 ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("rank", "driver", "raylet", "storage", "sigterm", "memory", "truncated", "flipped", "outage")
+"""Faults.
+
+rank, driver, raylet: SIGKILL. storage: SIGKILL of the server, which is back after some seconds. sigterm: SIGTERM of
+the driver. memory: a node seems to have no memory left, so that Ray's monitor kills a worker. truncated, flipped:
+SIGKILL of all workers, and the newest checkpoint is shortened or has a bit changed. outage: 10 s in which storage
+answers 503.
+"""
+OUTAGES = ("storage", "outage")
+"""Those that need not interrupt the run."""
+DRIVER_KINDS = ("driver", "sigterm")
 HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 """Loopback addresses of the Ray head and of the nodes."""
 RUN, REFERENCE = "chaos", "undisturbed"
@@ -59,6 +70,10 @@ OUTAGE_SECONDS = 10.0
 USUAL_SHARE, FULL_SHARE = 0.3, 0.99
 """Memory that a node seems to use, of all that there is; Ray's monitor kills from 0.95 on."""
 TICK_SECONDS = 0.03
+MARK = "AUTOPAINTER_CHAOS"
+"""Environment variable that all processes of one call of this script inherit."""
+USER_ERROR = 2
+"""Exit code of a driver that no other start would help."""
 
 
 class Failed(AssertionError):
@@ -238,6 +253,8 @@ class Chaos:
         if code is not None and self._wanted:
             self._end_driver()
             self.ends.append(code)
+            if code == USER_ERROR:
+                raise Failed(f"the driver found an error that only people can mend:\n{self._tail()}")
             if code != 0:
                 self.driver.start()
             self._wanted = code != 0
@@ -503,19 +520,6 @@ class Chaos:
             raise Failed(f"{len(uploads)} multipart uploads are open: {uploads[0]['Key']}")
 
 
-KINDS = ("rank", "driver", "raylet", "storage", "sigterm", "memory", "truncated", "flipped", "outage")
-"""Faults.
-
-rank, driver, raylet: SIGKILL. storage: SIGKILL of the server, which is back after some seconds. sigterm: SIGTERM of
-the driver. memory: a node seems to have no memory left, so that Ray's monitor kills a worker. truncated, flipped:
-SIGKILL of all workers, and the newest checkpoint is shortened or has a bit changed. outage: 10 s in which storage
-answers 503.
-"""
-OUTAGES = ("storage", "outage")
-"""Those that need not interrupt the run."""
-DRIVER_KINDS = ("driver", "sigterm")
-
-
 def pack_pictures(destination: str) -> str:
     """Pack generated cartoons; the URI of the manifest."""
     draw = np.random.default_rng(0)
@@ -573,9 +577,6 @@ def left_over(token: str) -> list[str]:
             if path.name != str(os.getpid()) and f"{MARK}={token}\0".encode() in (path / "environ").read_bytes():
                 found.append(f"{path.name} {(path / 'cmdline').read_bytes().replace(bytes(1), b' ').decode()[:80]}")
     return found
-
-
-MARK = "AUTOPAINTER_CHAOS"
 
 
 def table(kills: list[Kill]) -> str:

@@ -413,7 +413,9 @@ class RayCluster(_RayNode):
         settings["RAY_USAGE_STATS_ENABLED"] = "0"
         # Some of Ray's own actors look for the cluster in the environment, else on the whole machine.
         settings |= {"RAY_ADDRESS": self.address, **_without_proxy(host)}
-        self.extra = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", **settings, **(env or {})}
+        # With several clusters on a machine, some of Ray's own actors would else connect to the latest one.
+        address = {"RAY_ADDRESS": self.address}
+        self.extra = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", **settings, **address, **(env or {})}
         self.env = {name: self.extra[name] for name in settings}
         self.env |= {"RAY_API_SERVER_ADDRESS": self.dashboard_url} if self.dashboard_url else {}
 
@@ -461,8 +463,9 @@ class RayNode(_RayNode):
     @staticmethod
     def can_mount() -> bool:
         """Whether this process may show a file in another's place to its children, as root may on most machines."""
+        attempt = [*_OWN_MOUNTS, "mount", "--bind", "/proc/version", "/proc/meminfo"]
         try:
-            return subprocess.run([*_OWN_MOUNTS, "true"], capture_output=True).returncode == 0
+            return subprocess.run(attempt, capture_output=True).returncode == 0
         except FileNotFoundError:
             return False
 

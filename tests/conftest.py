@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -16,6 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from driving import STEPS, Driver  # noqa: E402
 from services import RayCluster, SeaweedFS  # noqa: E402
 
 from autopainter import config as configuration  # noqa: E402
@@ -124,6 +125,34 @@ def ray(s3: SeaweedFS) -> Iterator[RayCluster]:
         for name, value in cluster.env.items():
             patch.setenv(name, value)
         yield cluster
+
+
+JobSettings = Callable[[int], tuple[list[str], str]]
+
+
+@pytest.fixture(scope="session")
+def job_settings(dataset: str, feature_weights: tuple[str, str]) -> JobSettings:
+    """Makes the settings of a new run of the job, and its URI, for a number of workers."""
+
+    def make(workers: int) -> tuple[list[str], str]:
+        place = f"s3://runs/{uuid.uuid4().hex}"
+        return [
+            "run.name=job", f"run.storage={place}", f"data.manifest={dataset}", "data.image_size=32",
+            "model.generator_width=8", "model.discriminator_width=8", f"train.steps={STEPS}", "train.global_batch=8",
+            f"loss.vgg_weights={feature_weights[0]}", f"loss.vgg_sha256={feature_weights[1]}",
+            "train.precision=float32", "train.threads=1", "checkpoint.every_seconds=0", "telemetry.images=2",
+            "telemetry.log_every_steps=1", "telemetry.image_every_steps=20", f"cluster.workers={workers}",
+        ], f"{place}/job"  # fmt: skip
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(ray: RayCluster, job_settings: JobSettings) -> str:
+    """URI of a finished run of two workers that nothing happened to."""
+    options, run = job_settings(2)
+    Driver(options).finish()
+    return run
 
 
 @pytest.fixture(autouse=True)

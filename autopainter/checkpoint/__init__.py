@@ -11,7 +11,7 @@ Files lie in a folder of their attempt, so two attempts that overlap (an old one
 their files, and the conditional put lets one of them commit a step.
 """
 
-from autopainter.checkpoint.attempts import begin_attempt, latest_attempt
+from autopainter.checkpoint.attempts import Attempt, begin_attempt, latest_attempt, read_attempts
 from autopainter.checkpoint.files import (
     Checkpoint,
     Tensors,
@@ -26,6 +26,7 @@ from autopainter.checkpoint.retention import Pruning, Retention, Survey, by_scor
 from autopainter.checkpoint.writer import CheckpointWriter
 
 __all__ = [
+    "Attempt",
     "Checkpoint",
     "CheckpointWriter",
     "Pruning",
@@ -40,6 +41,7 @@ __all__ = [
     "load_weights",
     "newest",
     "read",
+    "read_attempts",
     "steps",
     "survey",
     "verify",

@@ -1,11 +1,12 @@
-"""The command line: autopainter pack | index | inspect | vgg | train | fields | paint | evaluate | checkpoints."""
+"""The command line: autopainter pack | index | inspect | vgg | train | fields | paint | evaluate | checkpoints | replay
+| journal."""
 
 import sys
 
 import click
 
 from autopainter import __version__
-from autopainter.cli import checkpoints, data, model
+from autopainter.cli import checkpoints, data, model, run
 from autopainter.cli.common import (
     config_options,
     exit_code_of,
@@ -35,7 +36,7 @@ def cli() -> None:
 
 for command in (
     data.pack, data.index, data.inspect, model.vgg, model.train, model.list_fields, model.paint, model.evaluate,
-    checkpoints.checkpoints,
+    checkpoints.checkpoints, run.replay, run.journal,
 ):  # fmt: skip
     cli.add_command(command)
 

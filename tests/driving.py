@@ -1,0 +1,77 @@
+"""One call of job/train.py, read line by line, and what its run left; shared by the tests of the job."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from autopainter import checkpoint, storage
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 40
+_LONGEST_SECONDS = 240
+JOB = (sys.executable, "job/train.py")
+
+
+class Driver:
+    """One call of job/train.py whose output is read line by line."""
+
+    def __init__(self, settings: list[str], program: tuple[str, ...] = JOB, **environment: str) -> None:
+        options = [option for setting in settings for option in ("--set", setting)]
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [*program, "--config", "job/configs/quickstart.yaml", *options],
+            cwd=ROOT, env=os.environ | {"RAY_DEDUP_LOGS": "0"} | environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        self._watchdog = threading.Timer(_LONGEST_SECONDS, self.process.kill)  # a test that waits for nothing fails
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Read on until a line matches; an early end of the program fails the test with its output."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if match := re.search(pattern, line):
+                return match
+        pytest.fail(f"no line matches {pattern!r}:\n{''.join(self.lines)}")
+
+    def finish(self, code: int = 0) -> str:
+        """Wait for the end with this exit code; the whole output."""
+        assert self.process.stdout is not None
+        self.lines += self.process.stdout.readlines()
+        self._watchdog.cancel()
+        output = "".join(self.lines)
+        assert self.process.wait(timeout=300) == code, output
+        return output
+
+
+def final_state(run: str, steps: int = STEPS) -> checkpoint.Tensors:
+    """The state of a finished run."""
+    found = checkpoint.newest(storage.open_store(run))
+    assert found is not None
+    assert found[0].step == steps
+    return found[1]
+
+
+def assert_same_state(one: checkpoint.Tensors, other: checkpoint.Tensors) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def scalars(run: str, folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """All scalar curves as TensorBoard shows them."""
+    store = storage.open_store(run)
+    for entry in store.list("events/"):
+        path = folder / entry.key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(store.read(entry.key))
+    events = EventAccumulator(str(folder / "events"), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
