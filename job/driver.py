@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import logging
 import os
-import tempfile
 import threading
 import time
 from typing import Any
@@ -18,6 +17,7 @@ from autopainter import checkpoint, journal, memory, storage
 from autopainter.config import Config
 from autopainter.errors import StorageError
 from autopainter.host import stop_signals
+from autopainter.scratch import ScratchFolder
 from autopainter.storage import Store
 
 # Read by Ray Train when it is imported: see failures and drained nodes soon, keep the working directory.
@@ -132,9 +132,10 @@ def _fit(config: Config, stop: threading.Event) -> str:
     """Run one group of workers to its end; why it ended."""
     # Ray Train wants a place for its own notes. Checkpoints are the library's, so nothing in there is ever needed
     # again, and a folder that is new for each start cannot hold a stale or damaged note.
-    with tempfile.TemporaryDirectory(prefix="autopainter-ray-", ignore_cleanup_errors=True) as notes:
+    notes = ScratchFolder("ray")
+    try:
         flag = stop_flag()
-        trainer = _trainer(config, flag, notes)
+        trainer = _trainer(config, flag, str(notes.path))
         ended: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
         def fit() -> None:
@@ -147,11 +148,13 @@ def _fit(config: Config, stop: threading.Event) -> str:
         threading.Thread(target=fit, name="fit", daemon=True).start()
         while not ended.done() and not stop.is_set():
             concurrent.futures.wait([ended], timeout=_LOOK_SECONDS)
-        if stop.is_set() and not ended.done():
+        if not ended.done():
             log.info("stopping: the workers save after their next step")
             if not _end_workers(flag, ended, config.cluster.stop_seconds):
                 return "stopped"
         return str(ended.result())
+    finally:
+        notes.remove()
 
 
 def _end_workers(flag: Any, ended: "concurrent.futures.Future[Any]", seconds: float) -> bool:

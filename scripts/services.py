@@ -413,9 +413,7 @@ class RayCluster(_RayNode):
         settings["RAY_USAGE_STATS_ENABLED"] = "0"
         # Some of Ray's own actors look for the cluster in the environment, else on the whole machine.
         settings |= {"RAY_ADDRESS": self.address, **_without_proxy(host)}
-        # With several clusters on a machine, some of Ray's own actors would else connect to the latest one.
-        address = {"RAY_ADDRESS": self.address}
-        self.extra = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", **settings, **address, **(env or {})}
+        self.extra = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0", **settings, **(env or {})}
         self.env = {name: self.extra[name] for name in settings}
         self.env |= {"RAY_API_SERVER_ADDRESS": self.dashboard_url} if self.dashboard_url else {}
 

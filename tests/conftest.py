@@ -1,7 +1,9 @@
 """Real parts that the tests share: an S3 server, a small packed data set, feature weights, a Ray cluster."""
 
+import contextlib
 import hashlib
 import os
+import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -61,6 +63,21 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def folder(tmp_path: Path) -> LocalStore:
     """The empty store of a run in a folder."""
     return LocalStore(str(tmp_path / "run"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    with contextlib.ExitStack() as stack:
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"no file system may be mounted here: {error}")
+        stack.callback(subprocess.run, ["umount", "-l", str(folder)], check=True)
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -607,39 +607,24 @@ def test_an_id_that_is_none_is_refused(tmp_path, dataset):
 # Disks that fail
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A file system of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    with contextlib.ExitStack() as stack:
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"no file system may be mounted here: {error}")
-        stack.callback(subprocess.run, ["umount", "-l", str(folder)], check=True)
-        yield folder
-
-
-def test_a_full_disk_is_one_warning_and_ends_the_writing(disk, caplog):
+def test_a_full_disk_is_one_warning_and_ends_the_writing(small_disk, caplog):
     data, table = made(20, 100_000)
-    with opened(disk, 10**8, ONE, table) as cache:
+    with opened(small_disk, 10**8, ONE, table) as cache:
         fill(cache, data)
         found = there(cache, data)
         assert 5 < len(found) < 11
         (warning,) = caplog.messages
-        assert f"{disk}: No space left on device" in warning
+        assert f"{small_disk}: No space left on device" in warning
         assert "streamed from storage" in warning
-        file_of(disk, min(found), table=table).unlink()
+        file_of(small_disk, min(found), table=table).unlink()
         fill(cache, data)
         assert there(cache, data) == found - {min(found)}
-    with opened(disk, 10**8, ONE, table) as cache:  # the next one writes what fits, and warns no more
+    with opened(small_disk, 10**8, ONE, table) as cache:  # the next one writes what fits, and warns no more
         fill(cache, data)
         assert there(cache, data) >= found - {max(found)}
-    with opened(disk, 10**8, TWO, table):
+    with opened(small_disk, 10**8, TWO, table):
         pass
-    with opened(disk, 250_000, THREE, table) as cache:  # old data sets make room on a disk that is full
+    with opened(small_disk, 250_000, THREE, table) as cache:  # old data sets make room on a disk that is full
         fill(cache, data)
         assert len(there(cache, data)) == 2
     assert len(caplog.messages) == 1

@@ -6,16 +6,15 @@ step on (``purge_step``), so the curves are continuous over a resume and no step
 """
 
 import logging
-import tempfile
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from autopainter.errors import UserError
+from autopainter.scratch import ScratchFolder
 from autopainter.storage import Store
 
 log = logging.getLogger(__name__)
@@ -34,8 +33,8 @@ class EventWriter:
     def __init__(self, run: Store, attempt: int, start_step: int, upload_seconds: float) -> None:
         self._run = run
         self._prefix = f"{attempt:06d}."
-        self._folder = tempfile.TemporaryDirectory(prefix="autopainter-events-")
-        self._writer = SummaryWriter(self._folder.name, purge_step=start_step + 1)
+        self._folder = ScratchFolder("events")
+        self._writer = SummaryWriter(str(self._folder.path), purge_step=start_step + 1)
         self._uploaded: dict[str, int] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -56,7 +55,7 @@ class EventWriter:
         with self._lock:
             try:
                 self._writer.flush()
-                for path in sorted(Path(self._folder.name).iterdir()):
+                for path in self._folder.files():
                     data = path.read_bytes()
                     if self._uploaded.get(path.name) != len(data):
                         self._run.write(f"events/{self._prefix}{path.name}", data)
@@ -70,7 +69,7 @@ class EventWriter:
         self._thread.join()
         self.upload()
         self._writer.close()
-        self._folder.cleanup()
+        self._folder.remove()
 
     def _upload_regularly(self, seconds: float) -> None:
         while not self._closed.wait(seconds):
