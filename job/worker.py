@@ -6,6 +6,7 @@ from typing import Any
 import ray.train.torch
 import ray.train.v2._internal.execution.context as train_context
 import torch
+import torch.distributed as dist
 
 from autopainter import loop
 from autopainter.config import Config
@@ -28,4 +29,7 @@ def train_worker(parameters: dict[str, Any]) -> str:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     config = Config.model_validate(parameters["config"])
     device: torch.device = ray.train.torch.get_device()
-    return loop.train(config, device, RayHost(parameters["stop"])).why
+    ended = loop.train(config, device, RayHost(parameters["stop"]))
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return ended.why

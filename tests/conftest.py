@@ -173,6 +173,13 @@ def undisturbed(ray: RayCluster, job_settings: JobSettings) -> str:
 
 
 @pytest.fixture(autouse=True)
+def _no_driver_left() -> Iterator[None]:
+    yield
+    while Driver.started:
+        Driver.started.pop().kill()
+
+
+@pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(configuration.ENVIRONMENT_PREFIX):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -22,9 +23,12 @@ JOB = (sys.executable, "job/train.py")
 class Driver:
     """One call of job/train.py whose output is read line by line."""
 
+    started: ClassVar[list["Driver"]] = []
+
     def __init__(self, settings: list[str], program: tuple[str, ...] = JOB, **environment: str) -> None:
         options = [option for setting in settings for option in ("--set", setting)]
         self.lines: list[str] = []
+        Driver.started.append(self)
         self.process = subprocess.Popen(
             [*program, "--config", "job/configs/quickstart.yaml", *options],
             cwd=ROOT, env=os.environ | {"RAY_DEDUP_LOGS": "0"} | environment, text=True,
@@ -33,6 +37,12 @@ class Driver:
         self._watchdog = threading.Timer(_LONGEST_SECONDS, self.process.kill)  # a test that waits for nothing fails
         self._watchdog.daemon = True
         self._watchdog.start()
+
+    def kill(self) -> None:
+        """SIGKILL it, if it still runs."""
+        self._watchdog.cancel()
+        self.process.kill()
+        self.process.wait()
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Read on until a line matches; an early end of the program fails the test with its output."""
@@ -47,7 +57,6 @@ class Driver:
         """Wait for the end with this exit code; the whole output."""
         assert self.process.stdout is not None
         self.lines += self.process.stdout.readlines()
-        self._watchdog.cancel()
         output = "".join(self.lines)
         assert self.process.wait(timeout=300) == code, output
         return output
