@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from autopainter import diverged, memory, parallel, resume, storage
+from autopainter import diverged, journal, memory, parallel, resume, storage
 from autopainter.config import Config
 from autopainter.data import manifest as manifests
 from autopainter.data.chunks import Split
@@ -26,6 +26,11 @@ from autopainter.trainer import SCALARS, Trainer
 log = logging.getLogger(__name__)
 
 _PROBE = "attempts/preflight"
+
+_ENDS: dict[str, tuple[journal.Kind, str]] = {
+    "stopped": ("stopped", "it was asked to stop"),
+    "leaving": ("preempted", "a machine that runs a worker is taken away"),
+}
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ class _Run:
             if why and step + 1 < end:
                 if self.reporter:
                     self.reporter.save_last(step + 1, values[: len(SCALARS)])
+                    journal.write(self.run, *_ENDS[why], step + 1)
                 return Ended(start, step + 1, why)
         if self.reporter:
             self.reporter.finish()
@@ -171,7 +177,10 @@ class _Run:
     def _answer(self, asked: Sequence[float]) -> Literal["stopped", "leaving"] | None:
         """Do what some worker asked for: the same in all workers, after the same step."""
         if asked[Request.MEMORY]:
+            before = self._told_depth
             self.ladder.depth = self._told_depth = parallel.largest(self.ladder.depth, self.device)
+            if self.reporter:
+                self.reporter.metrics.stepped_down(self.ladder.depth - before)
         if asked[Request.SAVED]:
             self.host.saved(*(self.reporter.news() if self.reporter else (0, "", {})))
         if asked[Request.MEET] and self.host.leaving():

@@ -161,12 +161,14 @@ def _host_origin(config: Config, world: int) -> dict[str, Any]:
 
 
 def note_host(run: Store, config: Config, world: int, reason: str) -> None:
-    """Record that the host's memory was too small, if there is anything left to give up."""
+    """Record that the host's memory was too small, and give up some of what is left to give up."""
     origin = _host_origin(config, world)
     level = len(_records(run, "host", origin)) + 1
     if level <= _HOST_LEVELS:
         change = {"level": level, "reason": reason}
         _step_down(run, "host", origin, change, f": level {level}, fewer batches ahead and threads ({reason})")
+    else:
+        journal.write(run, "host memory", reason, None)
 
 
 def within_host(run: Store, config: Config, world: int) -> Config:

@@ -14,7 +14,8 @@ from autopainter.config import Config, restore
 from autopainter.data import pictures
 from autopainter.errors import CorruptData, UserError
 from autopainter.models.unet import UNet
-from autopainter.trainer import build_generator, network_input, to_pixels
+from autopainter.pixels import network_input, to_pixels
+from autopainter.trainer import build_generator
 
 Image = NDArray[np.uint8]
 

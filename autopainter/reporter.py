@@ -39,7 +39,8 @@ class Reporter:
         }
         telemetry, saving = self.config.telemetry, self.config.checkpoint
         self.metrics = Metrics(self.config.run.name, telemetry.prometheus_port, telemetry.prometheus_host)
-        self.metrics.started(attempt, journal.counts(run))
+        rung = trainer.ladder.depth if trainer.ladder else 0
+        self.metrics.started(attempt, journal.counts(run), rung)
         retention = Retention(saving.keep, saving.keep_best)
         self.checkpoints = CheckpointWriter(run, attempt, retention, meta, self.metrics.checkpointed)
         self.best = max((saved.score for saved in _readable(run) if saved.score is not None), default=-math.inf)
@@ -128,8 +129,6 @@ class Reporter:
         self.last_values = values
         self.events.scalars(values | {"progress/images": done * self.config.train.global_batch}, done)
         self.metrics.logged(done, values, images / seconds)
-        if self.trainer.ladder:
-            self.metrics.memory_rung.set(self.trainer.ladder.depth)
         self.metrics.images.inc(images)
         self.metrics.streamed(stream)
         left = (self.config.train.steps - done) * seconds / steps

@@ -14,6 +14,7 @@ from autopainter.models.layers import initialise
 from autopainter.models.patchgan import PatchGAN
 from autopainter.models.unet import UNet, levels_for
 from autopainter.parallel import GradientBuffer, Request
+from autopainter.pixels import network_input, to_pixels, to_unit
 
 SCALARS = (
     "discriminator/loss", "discriminator/accuracy_real", "discriminator/accuracy_fake",
@@ -24,30 +25,6 @@ SCALARS = (
 _DISCRIMINATOR_SCALARS, _GENERATOR_SCALARS = 3, 5  # how many of them are means
 
 T = TypeVar("T")
-
-
-def network_input(sketch: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:
-    """The generator's input from stored pixels.
-
-    Args:
-        sketch: uint8 [B, 1, H, W].
-        hint: uint8 [B, 4, H, W], RGB and a 0/1 mask.
-
-    Returns:
-        float32 [B, 5, H, W]: sketch in [-1, 1], hint RGB in [-1, 1] inside the mask and 0 outside, mask.
-    """
-    mask = hint[:, 3:].float()
-    return torch.cat([to_unit(sketch), to_unit(hint[:, :3]) * mask, mask], dim=1)
-
-
-def to_unit(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels to float32 in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
-
-
-def to_pixels(images: torch.Tensor) -> torch.Tensor:
-    """Images in [-1, 1] to uint8 pixels."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def build_generator(config: Config) -> UNet:
@@ -76,6 +53,7 @@ class Trainer:
         self.config = config
         self.device = device
         self.ladder = ladder
+        self._step = 0  # for messages
         self.generator = build_generator(config)
         self._place(self.generator)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
@@ -114,14 +92,15 @@ class Trainer:
         Raises:
             torch.OutOfMemoryError: the memory is too small even on the lowest rung of the ladder.
         """
+        self._step = step
         batch = batch.to(self.device)
-        painted = self._within_memory(step, lambda: self._discriminator_gradients(batch))
+        painted = self._within_memory(lambda: self._discriminator_gradients(batch))
         self.discriminator_gradients.average()
         self.optimizers["discriminator"].step()
 
         kept = [painted]  # a list, so that a failed attempt does not hold the graph for the next one
         del painted
-        self._within_memory(step, lambda: self._generator_gradients(batch, kept.pop() if kept else None))
+        self._within_memory(lambda: self._generator_gradients(batch, kept.pop() if kept else None))
         asked = self.generator_gradients.scalars[_GENERATOR_SCALARS:]
         if any(requests):
             asked.copy_(torch.tensor(requests))
@@ -133,7 +112,7 @@ class Trainer:
         means = self.generator_gradients.scalars[:_GENERATOR_SCALARS]
         return torch.cat([self.discriminator_gradients.scalars, means, norms, asked])
 
-    def _within_memory(self, step: int, compute: Callable[[], T]) -> T:
+    def _within_memory(self, compute: Callable[[], T]) -> T:
         """Compute, as often as it takes to find a rung of the ladder with memory enough.
 
         Other workers need not know: they wait in the exchange of the gradients, which are the same on every rung.
@@ -148,7 +127,7 @@ class Trainer:
                 reason = str(error).strip().splitlines()[0][:200]
             # Only here, when the exception is gone, does nothing refer to the tensors of the failed attempt.
             memory.free()
-            if self.ladder is None or not self.ladder.step_down(step, reason):
+            if self.ladder is None or not self.ladder.step_down(self._step, reason):
                 raise torch.OutOfMemoryError(f"GPU memory is too small even with {self._rung}: {reason}")
 
     @property
@@ -265,11 +244,12 @@ class Trainer:
     def paint(self, sketch: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:
         """Paint with the averaged generator: uint8 [B, 1, H, W] and [B, 4, H, W] -> uint8 [B, 3, H, W]."""
         self.average.eval()
+        return self._within_memory(lambda: self._paint(sketch, hint))
+
+    def _paint(self, sketch: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:
         painted = []
-        size = self._rung.microbatch
-        for first in range(0, len(sketch), size):
-            rows = slice(first, first + size)
-            condition = network_input(sketch[rows].to(self.device), hint[rows].to(self.device))
+        for sketches, hints in zip(*(pixels.split(self._rung.microbatch) for pixels in (sketch, hint)), strict=True):
+            condition = network_input(sketches.to(self.device), hints.to(self.device))
             with self._autocast():
                 painted.append(to_pixels(self.average(self._format(condition))).cpu())
         return torch.cat(painted)

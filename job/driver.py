@@ -69,7 +69,6 @@ def run(config: Config) -> int:
     with stop_signals(stop.set) as signals:  # after connecting, because Ray sets a handler of its own
         if (code := _supervise(config, store, stop)) is not None:
             return code
-    journal.write(store, "stopped", f"signal {signals.received}", _saved_step(store))
     log.info("stopped at the checkpoint of step %s; the same command continues", _saved_step(store))
     return signals.exit_code
 
@@ -96,7 +95,6 @@ def _supervise(config: Config, store: Store, stop: threading.Event) -> int | Non
                 return 0 if why == "finished" else None
             cause = "a node that runs a worker is taken away"
             log.warning("%s: moving to what is left or comes instead", cause)
-            journal.write(store, "preempted", cause, _saved_step(store))
         saved = _saved_step(store)
         causes = [*causes, cause] if saved in (None, before) else []
         if len(causes) > config.cluster.max_failures:

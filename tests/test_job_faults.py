@@ -154,18 +154,19 @@ def nodes(s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Makes worker nodes of a cluster whose head has no cores for workers."""
     env = dict(s3.env) | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "30"}
     made: list[RayNode] = []
-    with RayCluster(num_cpus=0, env=env, host="127.0.0.2") as cluster:
+    cluster = RayCluster(num_cpus=0, env=env, host="127.0.0.2").start()
+
+    def make(**extra: str) -> RayNode:
+        made.append(RayNode(cluster, f"127.0.0.{len(made) + 3}", num_cpus=2, env=env | extra))
+        return made[-1].start()
+
+    try:
         for name, value in cluster.env.items():
             monkeypatch.setenv(name, value)
-
-        def make(**extra: str) -> RayNode:
-            node = RayNode(cluster, f"127.0.0.{len(made) + 3}", num_cpus=2, env=env | extra)
-            made.append(node.start())
-            return node
-
         yield make
-        for node in made:
-            node.kill()
+    finally:
+        for service in (*made, cluster):
+            service.kill()  # a head that is stopped takes its time to drain
 
 
 def test_a_drained_node_costs_no_step(nodes: Callable[..., RayNode], job_settings: JobSettings) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from services import free_ports
 
-from autopainter import checkpoint, config, journal, loop, losses, memory, storage
+from autopainter import checkpoint, config, journal, loop, losses, memory, storage, trainer
 from autopainter.config import Config
 from autopainter.memory import GpuLadder, Rung
 from autopainter.storage import LocalStore
@@ -195,6 +195,26 @@ def test_a_gpu_too_small_for_one_image_fails_and_says_so(
     Allocator(monkeypatch, losses, "discriminator", set(range(100)), "forward")
     with pytest.raises(torch.OutOfMemoryError, match=r"too small even with .*'all', microbatch=1"):
         loop.train(configure(small_settings, tmp_path), CPU)
+
+
+def test_painting_the_validation_samples_steps_down_too(
+    small_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    convert = trainer.to_pixels
+
+    def measured(images: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError(MESSAGE)
+        return convert(images)
+
+    monkeypatch.setattr(trainer, "to_pixels", measured)
+    settings = configure(small_settings, tmp_path, "train.global_batch=4", "telemetry.image_every_steps=3")
+    loop.train(settings, CPU)
+    final(settings)
+    assert sizes[:4] == [4, 4, 4, 2]  # recomputing does not help painting
+    assert set(sizes[3:]) == {2}
 
 
 # In some of several workers

@@ -20,8 +20,9 @@ from autopainter.data.stream import Batch
 from autopainter.errors import CorruptData, UserError
 from autopainter.evaluate import Score, paint_both
 from autopainter.paint import Painter, paint_files, read_hints, read_sketch
+from autopainter.pixels import network_input, to_pixels
 from autopainter.sheet import contact_sheet
-from autopainter.trainer import build_generator, network_input, to_pixels
+from autopainter.trainer import build_generator
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ from autopainter.config import Config
 from autopainter.data import manifest as manifests
 from autopainter.data.stream import Batch, TrainingStream
 from autopainter.errors import Diverged, UserError
-from autopainter.trainer import SCALARS, Trainer, to_unit
+from autopainter.pixels import to_unit
+from autopainter.trainer import SCALARS, Trainer
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent

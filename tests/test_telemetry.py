@@ -244,7 +244,8 @@ def test_the_endpoint_serves_what_was_measured(endpoint):
     metrics.images.inc(320)
     metrics.images.inc(16)
     metrics.checkpointed(38, 1.5, None)
-    metrics.started(3, {"killed": 2})
+    metrics.started(3, {"killed": 2}, 1)
+    metrics.stepped_down(1)
     samples = fetch(port)
     times = [samples.pop((f"autopainter_last_{what}_timestamp_seconds",)) for what in ("step", "checkpoint")]
     assert all(before <= moment <= time.time() for moment in times)
@@ -259,7 +260,8 @@ def test_the_endpoint_serves_what_was_measured(endpoint):
         ("autopainter_checkpoint_failures_total",): 0,
         ("autopainter_attempt",): 3,
         ("autopainter_stops", "killed"): 2,
-        ("autopainter_memory_rung",): 0,
+        ("autopainter_stops", "gpu memory"): 1,
+        ("autopainter_memory_rung",): 2,
         **dict.fromkeys(STREAMED, 0),
     }
 

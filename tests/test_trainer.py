@@ -19,8 +19,9 @@ from torch import nn
 
 from autopainter import checkpoint, config, parallel
 from autopainter.data.stream import Batch
+from autopainter.pixels import network_input, to_pixels, to_unit
 from autopainter.storage import open_store
-from autopainter.trainer import SCALARS, Trainer, network_input, to_pixels, to_unit
+from autopainter.trainer import SCALARS, Trainer
 
 CPU = torch.device("cpu")
 SIZE = 32

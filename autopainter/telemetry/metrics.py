@@ -67,11 +67,17 @@ class Metrics:
                 port = 0
         self._open = bool(port)
 
-    def started(self, attempt: int, stops: Mapping[str, int]) -> None:
-        """Take over what the run knows of its past: the number of this start, and its journal's entries by kind."""
+    def started(self, attempt: int, stops: Mapping[str, int], rung: int) -> None:
+        """Take over what the run knows of its past: number of this start, journal's entries by kind, memory rung."""
         self.attempt.set(attempt)
+        self.memory_rung.set(rung)
         for kind, count in stops.items():
             self._stops.labels(self._run, kind).set(count)
+
+    def stepped_down(self, rungs: int) -> None:
+        """Take over that the GPU's memory was too small."""
+        self.memory_rung.inc(rungs)
+        self._stops.labels(self._run, "gpu memory").inc(rungs)
 
     def logged(self, step: int, scalars: Mapping[str, float], images_per_second: float) -> None:
         """Take over what a logged step measured."""
