@@ -87,7 +87,7 @@ def _supervise(config: Config, store: Store, stop: threading.Event) -> int | Non
             log.warning("the worker group failed: %s", failure.text)
             if failure.ray_memory_monitor:
                 memory.note_host(store, config, config.cluster.workers, failure.text)
-            else:
+            elif failure.kind != "host memory":  # the worker itself has written of that
                 journal.write(store, failure.kind, failure.text, _saved_step(store))
             cause = failure.text
         else:

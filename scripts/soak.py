@@ -1,7 +1,7 @@
-"""Does a worker's memory grow? Runs the quickstart and watches the resident memory of its training processes.
+"""Does a worker's memory grow? Runs the quickstart for ten epochs and watches the memory of its training processes.
 
-The quickstart's 3,000 steps are ten epochs of OpenMoji. It holds, or the exit code is 1: the median of each worker's
-resident memory over the tenth epoch is within 2 % of that over the second.
+It holds, or the exit code is 1: the median of each worker's resident memory over the tenth epoch is within 2 % of that
+over the second.
 
     bash scripts/quickstart.sh --stop   # makes the environment
     .venv/bin/python scripts/soak.py
@@ -28,11 +28,13 @@ class Watch:
     """Samples of the workers' memory by epoch.
 
     Args:
-        epoch_steps: steps of an epoch.
+        samples_in_set: training samples of the data set.
+        batch: global batch.
     """
 
-    def __init__(self, epoch_steps: float) -> None:
-        self.epoch_steps = epoch_steps
+    def __init__(self, samples_in_set: int, batch: int) -> None:
+        self.samples_in_set = samples_in_set
+        self.epoch_steps = samples_in_set / batch
         self.step = 0
         self.workers: dict[int, psutil.Process] = {}
         self.samples: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))  # by worker and epoch
@@ -42,6 +44,8 @@ class Watch:
 
     def feed(self, line: str) -> None:
         """Take over a line of the quickstart's output."""
+        if (found := re.search(r" (\d+) train, \d+ validation samples", line)) and int(found[1]) != self.samples_in_set:
+            raise SystemExit(f"the data set has {found[1]} training samples: call with --samples {found[1]}")
         if found := re.search(r"pid=(\d+)\) world_rank=(\d+)", line):
             self.workers[int(found[2])] = psutil.Process(int(found[1]))
         elif found := re.search(r"\bstep (\d+)/\d+ ", line):
@@ -69,13 +73,11 @@ class Watch:
 def main() -> int:
     """Run the quickstart, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--epochs", type=int, default=10, help="Epochs to train; a multiple of what fits in whole steps."
-    )
-    parser.add_argument("--samples", type=int, default=2385, help="Training pictures of the quickstart's data set.")
+    parser.add_argument("--epochs", type=int, default=10, help="Epochs to train.")
+    parser.add_argument("--samples", type=int, default=3999, help="Training pictures of the quickstart's data set.")
     parser.add_argument("--batch", type=int, default=8, help="Its global batch.")
     options = parser.parse_args()
-    watch = Watch(options.samples / options.batch)
+    watch = Watch(options.samples, options.batch)
     steps = -(-options.epochs * options.samples // options.batch)
     with tempfile.TemporaryDirectory(prefix="autopainter-soak-") as folder:
         command = [sys.executable, "scripts/quickstart.py", "--folder", folder, "--steps", str(steps)]

@@ -6,6 +6,7 @@ Each case runs the real program in a process of its own. Run: pytest tests/test_
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 import boto3
 import pytest
 from services import SeaweedFS
+
+from autopainter.config import Config
+from autopainter.storage import open_store
 
 ROOT = Path(__file__).resolve().parent.parent
 AUTOPAINTER = [str(Path(sys.executable).parent / "autopainter")]
@@ -72,7 +76,10 @@ def test_dry_run_prints_the_resolved_config_and_writes_nothing(
     assert again.stdout == done.stdout
 
 
-def test_an_interrupted_train_command_says_how_to_go_on(config_file: Path, small_settings: list[str]) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_train_command_saves_and_says_how_to_go_on(
+    config_file: Path, small_settings: list[str], number: int, code: int
+) -> None:
     options = sets([*small_settings, "train.steps=100000", "checkpoint.every_seconds=60"])
     program = subprocess.Popen(
         [*AUTOPAINTER, "train", "--config", str(config_file), *options], cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -81,12 +88,26 @@ def test_an_interrupted_train_command_says_how_to_go_on(config_file: Path, small
     for line in program.stderr:
         if "step 1/" in line:
             break
-    program.send_signal(2)
+    program.send_signal(number)
     rest = program.stderr.read()
-    assert program.wait(timeout=60) == 130
+    assert program.wait(timeout=60) == code
     assert re.search(r"stopped after step \d+; the same command continues$", rest.strip())
     assert re.search(r"checkpoint of step \d+ saved", rest)
     assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize("program", [[*AUTOPAINTER, "train"], JOB], ids=["autopainter", "job"])
+def test_a_run_that_exists_is_refused_on_demand(
+    program: list[str], config_file: Path, small_settings: list[str], small: Config
+) -> None:
+    open_store(small.run.uri).write("checkpoints/00000007.json", b"{}")
+    done = call([*program, "--config", str(config_file), *sets(small_settings), "--resume", "none"])
+    assert done.returncode == 2
+    assert f"--resume none: the run {small.run.uri} exists, its newest checkpoint is of step 7" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = call([*program, "--config", str(config_file), *sets(small_settings), "--overwrite"])
+    assert (done.returncode, "only with --resume none" in done.stderr) == (2, True)
+    assert [entry.key for entry in open_store(small.run.uri).list()] == ["checkpoints/00000007.json"]
 
 
 def bad_version(s3_uri: str, dataset: str) -> str:
