@@ -48,8 +48,12 @@ class Ended:
     why: Literal["finished", "stopped", "leaving"]
 
 
-def preflight(config: Config, world: int, origin: str) -> None:
-    """Check everything that can be checked before any process or GPU is taken.
+def preflight(config: Config, world: int, origin: str, wanted: resume.Resume = "auto", overwrite: bool = False) -> None:
+    """Check everything that can be checked before any process or GPU is taken, and make way for a new run if asked to.
+
+    Args:
+        world: number of workers; ``origin`` is the name of what says so.
+        wanted, overwrite: as ``resume.claim`` takes them.
 
     Raises:
         UserError: what is wrong, with the field to change.
@@ -66,6 +70,7 @@ def preflight(config: Config, world: int, origin: str) -> None:
     if config.loss.feature_weight > 0:
         assert config.loss.vgg_weights is not None
         vgg.load(config.loss.vgg_weights, config.loss.feature_layer, config.loss.vgg_sha256)
+    resume.claim(config, wanted, overwrite)
     run = storage.open_store(config.run.uri)
     resume.check(config, manifest, run)
     run.write(_PROBE, b"")  # a place that cannot be written is found now, not at the first checkpoint

@@ -73,6 +73,14 @@ def test_a_run_can_be_overwritten_and_an_old_start_of_it_cannot_come_back(
     assert loop.train(changed, CPU).start == 0
 
 
+def test_nothing_is_overwritten_for_a_run_that_cannot_begin(small_settings: list[str], tmp_path: Path) -> None:
+    loop.train(configure(small_settings, tmp_path, "train.steps=1"), CPU)
+    wrong = configure(small_settings, tmp_path, f"data.manifest={tmp_path}/nothing.json")
+    with pytest.raises(UserError, match=r"nothing\.json"):
+        loop.preflight(wrong, 1, "workers", "none", overwrite=True)
+    assert newest(wrong)[0] == 1
+
+
 def test_overwrite_alone_is_refused(small_settings: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--overwrite: only with --resume none"):
         resume.claim(configure(small_settings, tmp_path), "auto", overwrite=True)

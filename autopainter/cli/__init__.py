@@ -7,25 +7,9 @@ import click
 
 from autopainter import __version__
 from autopainter.cli import checkpoints, data, model, run
-from autopainter.cli.common import (
-    config_options,
-    exit_code_of,
-    load_to_start,
-    print_plan,
-    setup_logging,
-    start_options,
-)
+from autopainter.cli.common import Start, exit_code_of, print_plan, setup_logging, start_options
 
-__all__ = [
-    "cli",
-    "config_options",
-    "exit_code_of",
-    "load_to_start",
-    "main",
-    "print_plan",
-    "setup_logging",
-    "start_options",
-]
+__all__ = ["Start", "cli", "exit_code_of", "main", "print_plan", "setup_logging", "start_options"]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

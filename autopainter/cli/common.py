@@ -1,9 +1,11 @@
 """What the commands share: exit codes, options, logging."""
 
+import functools
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import click
 
@@ -45,16 +47,28 @@ def options(*several: Callable[..., Any]) -> Callable[..., Any]:
     return decorate
 
 
-config_options = options(
+@dataclass(frozen=True)
+class Start:
+    """What a command that trains was asked for.
+
+    Attributes:
+        config: the resolved configuration.
+        dry_run: only print it.
+        resume, overwrite: as ``autopainter.resume.claim`` takes them.
+    """
+
+    config: Config
+    dry_run: bool
+    resume: Literal["auto", "none"]
+    overwrite: bool
+
+
+_start_options = options(
     click.option("--config", "path", metavar="FILE", type=click.Path(dir_okay=False), required=True,
                  help="YAML file, such as job/configs/quickstart.yaml."),
     click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True,
                  help="Override a field, such as train.steps=100; may be given again."),
     click.option("--dry-run", is_flag=True, help="Print the resolved configuration and what would run, and stop."),
-)  # fmt: skip
-
-
-start_options = options(
     click.option("--resume", type=click.Choice(["auto", "none"]), default="auto", show_default=True,
                  help="auto: continue the run if it exists; none: refuse to touch one that exists."),
     click.option("--overwrite", is_flag=True, help="With --resume none: delete the run that exists."),
@@ -63,9 +77,16 @@ start_options = options(
 )  # fmt: skip
 
 
-def load_to_start(path: str, overrides: tuple[str, ...], init_from: str | None) -> Config:
-    """The configuration of a command with ``config_options`` and ``start_options``."""
-    return load(path, (*overrides, f"train.init_from={init_from}") if init_from else overrides)
+def start_options(command: Callable[[Start], Any]) -> Callable[..., Any]:
+    """The options of a command that trains; it is called with a ``Start``."""
+
+    @_start_options
+    @functools.wraps(command)
+    def call(path: str, overrides: tuple[str, ...], init_from: str | None, **asked: Any) -> Any:
+        changes = (*overrides, f"train.init_from={init_from}") if init_from else overrides
+        return command(Start(load(path, changes), **asked))
+
+    return call
 
 
 def print_plan(config: Config, what: str) -> None:

@@ -6,11 +6,11 @@ import os
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
-from autopainter.cli.common import config_options, load_to_start, print_plan, setup_logging, start_options
+from autopainter.cli.common import Start, print_plan, setup_logging, start_options
 from autopainter.config import ENVIRONMENT_PREFIX, fields
 
 
@@ -38,24 +38,16 @@ def vgg(layer: Any, torchvision_file: Path | None, output: str) -> None:
 
 
 @click.command()
-@config_options
 @start_options
-def train(
-    path: str,
-    overrides: tuple[str, ...],
-    dry_run: bool,
-    resume: Literal["auto", "none"],
-    overwrite: bool,
-    init_from: str | None,
-) -> int:
+def train(start: Start) -> int:
     """Train in this process, or in each process that torchrun starts; the same command again continues the run.
 
     Every field of the configuration can be set with --set, or by an environment variable such as
     AUTOPAINTER__TRAIN__STEPS=100; 'autopainter fields' lists them.
     """
-    config = load_to_start(path, overrides, init_from)
+    config = start.config
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if dry_run:
+    if start.dry_run:
         print_plan(config, f"trains {config.run.uri} in {world} process(es) to step {config.train.steps}")
         return 0
     setup_logging()
@@ -64,15 +56,14 @@ def train(
 
     from autopainter import loop
     from autopainter.host import Host, stop_signals
-    from autopainter.resume import claim
 
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available() and config.cluster.gpus is not False
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if os.environ.get("RANK", "0") == "0":
-        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":  # torchrun's own restarts continue the run
-            claim(config, resume, overwrite)
-        loop.preflight(config, world, "WORLD_SIZE")
+        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # torchrun's own restarts continue the run
+        wanted, overwrite = ("auto", False) if again else (start.resume, start.overwrite)
+        loop.preflight(config, world, "WORLD_SIZE", wanted, overwrite)
     if world > 1:
         limit = timedelta(seconds=config.cluster.collective_timeout_seconds)
         dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
