@@ -29,20 +29,18 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import torch
+from cartoons import pack_cartoons
+from chaos_checks import MARK, check, is_alive, left_over
+from chaos_watch import ROOT, Attempt, Driver, Failed, Kill, NoEffect, Watch
 from faulty_proxy import FaultyProxy
-from services import RayCluster, RayNode, SeaweedFS, Service, ServiceError
+from services import RayCluster, RayNode, SeaweedFS, ServiceError
 
 from autopainter import checkpoint, storage
-from autopainter.data import pack, sources
 
-ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("rank", "driver", "raylet", "storage", "sigterm", "memory", "truncated", "flipped", "outage")
 """Faults.
 
@@ -58,6 +56,7 @@ HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
 """Loopback addresses of the Ray head and of the nodes."""
 RUN, REFERENCE = "chaos", "undisturbed"
 WORKERS = 2
+PICTURES = 90
 ENDLESS = 10_000_000
 """train.steps while there are faults to come."""
 LAST_STEPS = 20
@@ -70,121 +69,8 @@ OUTAGE_SECONDS = 10.0
 USUAL_SHARE, FULL_SHARE = 0.3, 0.99
 """Memory that a node seems to use, of all that there is; Ray's monitor kills from 0.95 on."""
 TICK_SECONDS = 0.03
-MARK = "AUTOPAINTER_CHAOS"
-"""Environment variable that all processes of one call of this script inherit."""
 USER_ERROR = 2
 """Exit code of a driver that no other start would help."""
-
-
-class Failed(AssertionError):
-    """Something that must hold does not."""
-
-
-class NoEffect(Failed):
-    """A fault did not show the effect that it should have."""
-
-
-@dataclasses.dataclass
-class Attempt:
-    """A start of the run, as the driver's output shows it; times are of ``time.monotonic()``."""
-
-    number: int
-    start: int
-    pid: int
-    last: int
-    saved: int = 0
-    times: dict[int, float] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Kill:
-    """What became of a fault.
-
-    Attributes:
-        step: last step seen before it.
-        resumed: steps done where the run went on; ``step`` if it was not interrupted.
-        lost: steps that were done again.
-        seconds: from the fault to the first step beyond ``step``; of an outage, to the first one after it.
-        first_seconds: from the fault to the first step of any number.
-        attempts: starts of the run that it took.
-        details: of the kind.
-    """
-
-    kind: str
-    step: int
-    resumed: int
-    lost: int
-    seconds: float
-    first_seconds: float
-    attempts: int
-    details: str = ""
-
-
-class Watch:
-    """What the driver's output has said of the run."""
-
-    def __init__(self) -> None:
-        self.attempts: list[Attempt] = []
-        self.ranks: dict[int, int] = {}
-        self.passed_over: list[int] = []
-        self.failures: list[str] = []
-
-    @property
-    def current(self) -> Attempt | None:
-        return self.attempts[-1] if self.attempts else None
-
-    def feed(self, line: str) -> None:
-        """Take over one line."""
-        text = re.sub(r"\x1b\[[0-9;]*m", "", line)
-        pid = int(found[1]) if (found := re.search(r"\(RayTrainWorker pid=(\d+)", text)) else 0
-        # By its process: the last lines of a killed worker may come when the next one has begun.
-        attempt = next((attempt for attempt in reversed(self.attempts) if attempt.pid == pid), None)
-        if found := re.search(r"pid=(\d+)\) world_rank=(\d+)", text):
-            self.ranks[int(found[2])] = int(found[1])
-        elif found := re.search(r"run \S+, attempt (\d+): steps (\d+) to ", text):
-            self.attempts.append(Attempt(int(found[1]), int(found[2]), pid, last=int(found[2])))
-        elif attempt and (found := re.search(r"\bstep (\d+)/\d+ ", text)):
-            attempt.last = int(found[1])
-            attempt.times[attempt.last] = time.monotonic()
-        elif attempt and (found := re.search(r"checkpoint of step (\d+) saved", text)):
-            attempt.saved = int(found[1])
-        elif found := re.search(r"checkpoint of step (\d+) is damaged and is passed over", text):
-            self.passed_over.append(int(found[1]))
-        elif "the worker group failed: " in text:
-            self.failures.append(text.partition("the worker group failed: ")[2].strip())
-
-
-class Driver(Service):
-    """``job/train.py``; each start has a log of its own."""
-
-    kind = "driver"
-    stop_seconds = 120.0
-
-    def __init__(self, settings: Mapping[str, Any], env: Mapping[str, str], logs: Path) -> None:
-        super().__init__(detach=False)
-        self.settings, self.env, self.logs = dict(settings), dict(env), logs
-        self.starts = 0
-        self._half = b""
-
-    def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
-        self.starts += 1
-        self.log = self.logs / f"{self.settings['run.name']}-{self.starts:03d}.log"
-        self._read = 0
-        settings = [option for item in self.settings.items() for option in ("--set", "=".join(map(str, item)))]
-        config = str(ROOT / "job/configs/quickstart.yaml")
-        return [sys.executable, str(ROOT / "job/train.py"), "--config", config, *settings], self.env, self.log
-
-    def _probe(self) -> None:
-        pass
-
-    def lines(self) -> list[str]:
-        """What it has printed since the last call, in whole lines."""
-        with self.log.open("rb") as file:
-            file.seek(self._read)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._read += len(whole)
-        return whole.decode(errors="replace").splitlines()
 
 
 class Chaos:
@@ -212,7 +98,7 @@ class Chaos:
             self.proxy = stack.enter_context(FaultyProxy(self.server.endpoint))
             # This process looks at storage past the proxy.
             os.environ.update(self.server.env)
-            self.manifest = pack_pictures("s3://datasets/chaos")
+            self.manifest = pack_cartoons("s3://datasets/chaos", PICTURES)
             env = {**self._base, **self.server.env, "AWS_ENDPOINT_URL": self.proxy.url}
             # A monitor that looks at the machine's memory would meddle when others use it.
             no_monitor, monitor = ({"RAY_memory_monitor_refresh_ms": ms} for ms in ("0", "100"))
@@ -485,98 +371,11 @@ class Chaos:
         if bad := [code for code in self.ends[ends:] if code]:
             self.surprises.append(f"the last driver of {name} ended with {bad} before it ended with 0")
 
-    def check(self, steps: int) -> None:
-        """Compare the run with the reference and look through its storage; ``Failed`` if something does not hold."""
-        runs = {name: storage.open_store(f"s3://runs/{name}") for name in (RUN, REFERENCE)}
-        tensors = {}
-        for name, run in runs.items():
-            found = checkpoint.newest(run)
-            if found is None or found[0].step != steps:
-                raise Failed(f"the newest checkpoint of {name} is not that of step {steps}")
-            tensors[name] = found[1]
-        mine, other = tensors[RUN], tensors[REFERENCE]
-        differing = sorted(mine.keys() ^ other.keys())
-        differing += [name for name in sorted(mine.keys() & other.keys()) if bits(mine[name]) != bits(other[name])]
-        if differing:
-            raise Failed(f"{len(differing)} of {len(other)} tensors differ from the undisturbed run's: {differing[:3]}")
-        curves = {name: scalars(run, self.folder / "curves" / name) for name, run in runs.items()}
-        for tag in sorted(curves[REFERENCE].keys() | curves[RUN].keys()):
-            mine_curve, other_curve = (curves[name].get(tag, []) for name in (RUN, REFERENCE))
-            numbers = [step for step, _ in mine_curve]
-            if tag == "generator/loss" and numbers != list(range(1, steps + 1)):
-                wrong = sorted({*range(1, steps + 1)} ^ {*numbers} | {n for n in numbers if numbers.count(n) > 1})
-                raise Failed(f"{tag}: not every step once, in order; {len(wrong)} are wrong: {wrong[:10]}")
-            if mine_curve != other_curve:
-                unlike = [pair for pair in zip(mine_curve, other_curve, strict=False) if pair[0] != pair[1]][:1]
-                raise Failed(f"{tag}: {len(mine_curve)} and {len(other_curve)} points, first difference {unlike}")
-        run = runs[RUN]
-        named = set()
-        for step in checkpoint.steps(run):
-            named |= {f"checkpoints/{step:08d}.json"}
-            named |= {str(entry["key"]) for entry in checkpoint.verify(run, step).files.values()}
-        if orphans := {entry.key for entry in run.list("checkpoints/")} - named:
-            raise Failed(f"{len(orphans)} objects that no commit names: {sorted(orphans)[:3]}")
-        if uploads := self.server.client().list_multipart_uploads(Bucket="runs").get("Uploads", []):
-            raise Failed(f"{len(uploads)} multipart uploads are open: {uploads[0]['Key']}")
-
-
-def pack_pictures(destination: str) -> str:
-    """Pack generated cartoons; the URI of the manifest."""
-    draw = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(90):
-            image = np.full((40, 40, 3), 255, np.uint8)
-            for _ in range(3):
-                center, radius = draw.integers(8, 32, 2).tolist(), int(draw.integers(4, 12))
-                cv2.circle(image, center, radius, draw.integers(40, 230, 3).tolist(), -1)
-                cv2.circle(image, center, radius, (20, 20, 20), 1)
-            cv2.imwrite(f"{folder}/picture{number:03d}.png", image)
-        options = pack.PackOptions(shard_samples=32, validation=0.1)
-        pack.pack(sources.ColorImages(folder, size=40), destination, options, workers=1)
-    return f"{destination}/manifest.json"
-
-
-def scalars(run: storage.Store, folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """All scalar curves as TensorBoard shows them."""
-    # Here because it is slow to import.
-    from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
-
-    for entry in run.list("events/"):
-        path = folder / entry.key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(run.read(entry.key))
-    events = event_accumulator.EventAccumulator(str(folder / "events"), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    """A tensor's type, shape and bytes."""
-    data = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    return f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + data
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
 
 def order_of(kinds: list[str], count: int, draw: random.Random) -> list[str]:
     """So many kinds in random order, each about equally often."""
     shuffled = draw.sample(kinds, len(kinds))
     return draw.sample([shuffled[number % len(kinds)] for number in range(count)], count)
-
-
-def left_over(token: str) -> list[str]:
-    """Processes that carry this run's mark in their environment, apart from this one."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if path.name != str(os.getpid()) and f"{MARK}={token}\0".encode() in (path / "environ").read_bytes():
-                found.append(f"{path.name} {(path / 'cmdline').read_bytes().replace(bytes(1), b' ').decode()[:80]}")
-    return found
 
 
 def table(kills: list[Kill]) -> str:
@@ -615,7 +414,7 @@ def run(chaos: Chaos, kinds: list[str], count: int) -> None:
         steps = chaos.finish()
         print(f"the run is finished: {steps} steps; now the undisturbed one", flush=True)
         chaos.reference(steps)
-        chaos.check(steps)
+        check(f"s3://runs/{RUN}", f"s3://runs/{REFERENCE}", steps, chaos.server, chaos.folder / "curves")
     if left := left_over(token):
         raise Failed(f"processes are left: {left}")
     if without_effect:

@@ -31,17 +31,14 @@ from typing import Any
 os.environ.setdefault("AUTOPAINTER_STORAGE_RETRY_SECONDS", "2")
 os.environ.setdefault("AUTOPAINTER_STORAGE_TIMEOUT_SECONDS", "0.5")
 
-import cv2
-import numpy as np
 import torch
+from cartoons import pack_cartoons
 from faulty_proxy import FAULTS, FaultyProxy
 from services import SeaweedFS
 
 from autopainter import config as configuration
 from autopainter import storage
 from autopainter.data import manifest as manifests
-from autopainter.data import pack, sources
-from autopainter.data.manifest import Manifest
 from autopainter.data.stream import Batch, TrainingStream
 from autopainter.errors import StorageError
 
@@ -125,7 +122,7 @@ class Chaos:
 
     def __init__(self, server: SeaweedFS, proxy: FaultyProxy) -> None:
         self._client, self._proxy = server.client(), proxy
-        self._manifest = pack_pictures(f"s3://{BUCKET}/{PREFIX}")
+        self._manifest = manifests.load(pack_cartoons(f"s3://{BUCKET}/{PREFIX}", PICTURES))
         self._shards = [shard.key for shard in self._manifest.split("train")]
         self.keys = [sample.key for shard in self._manifest.split("train") for sample in shard.samples]
         self.outcomes: Counter[tuple[str, str]] = Counter()
@@ -216,22 +213,6 @@ class Chaos:
         settle(others)
         self._client.put_object(Bucket=BUCKET, Key=f"{PREFIX}/{shard}", Body=data)
         self.injected.update(self._proxy.injected)
-
-
-def pack_pictures(destination: str) -> Manifest:
-    """Pack generated cartoons: several small shards with chunks of different sizes."""
-    draw = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(PICTURES):
-            image = np.full((40, 40, 3), 255, np.uint8)
-            for _ in range(3):
-                center, radius = draw.integers(8, 32, 2).tolist(), int(draw.integers(4, 12))
-                cv2.circle(image, center, radius, draw.integers(40, 230, 3).tolist(), -1)
-                cv2.circle(image, center, radius, (20, 20, 20), 1)
-            cv2.imwrite(f"{folder}/picture{number:03d}.png", image)
-        options = pack.PackOptions(shard_samples=32, validation=0.1)
-        pack.pack(sources.ColorImages(folder, size=40), destination, options, workers=1)
-    return manifests.load(f"{destination}/manifest.json")
 
 
 def compare(part: Batch, whole: Batch, rank: int, world: int) -> None:

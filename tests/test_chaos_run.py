@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import chaos
+import chaos_checks
 import pytest
 from conftest import ROOT
 from faulty_proxy import FaultyProxy
@@ -43,16 +44,16 @@ def test_the_script_leaves_no_process_when_it_is_stopped(tmp_path: Path) -> None
                 assert time.monotonic() < deadline
                 assert script.poll() is None
                 time.sleep(0.1)
-            mark = f"{chaos.MARK}=".encode()
+            mark = f"{chaos_checks.MARK}=".encode()
             environment = next(
                 entry for path in Path("/proc").glob("[0-9]*") for entry in environment_of(path)
                 if entry.startswith(mark) and str(tmp_path).encode() in (path / "cmdline").read_bytes()
             )  # fmt: skip
             token = environment.removeprefix(mark).decode()
-            assert chaos.left_over(token)
+            assert chaos_checks.left_over(token)
             script.send_signal(signal.SIGTERM)
             assert script.wait(timeout=60) == 128 + signal.SIGTERM
-            assert chaos.left_over(token) == []
+            assert chaos_checks.left_over(token) == []
         finally:
             script.kill()
 

@@ -62,8 +62,7 @@ def train(start: Start) -> int:
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if os.environ.get("RANK", "0") == "0":
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # torchrun's own restarts continue the run
-        wanted, overwrite = ("auto", False) if again else (start.resume, start.overwrite)
-        loop.preflight(config, world, "WORLD_SIZE", wanted, overwrite)
+        loop.preflight(config, world, "WORLD_SIZE", "auto" if again else start.resume, start.overwrite and not again)
     if world > 1:
         limit = timedelta(seconds=config.cluster.collective_timeout_seconds)
         dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
