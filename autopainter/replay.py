@@ -157,13 +157,23 @@ def _find(run: Store, step: int) -> tuple[_Beginning, _Left | None]:
         # What the guard left is of the very start of the run that did the step: the data set may have moved since.
         config = left.config if left else restore(saved.meta["config"], f"{run.uri}, step {saved.step}")
         manifest_id = saved.meta["manifest_id"]
-    elif left and not left.config.train.init_from:
-        config, manifest_id = left.config, left.manifest_id
+    elif left or committed:
+        # All is a function of configuration and step, so the way from the beginning ends in the same state.
+        if left:
+            config, manifest_id = left.config, left.manifest_id
+        else:
+            first = committed[min(committed)]
+            config = restore(first.meta["config"], f"{run.uri}, step {first.step}")
+            manifest_id = first.meta["manifest_id"]
+        if config.train.init_from:
+            raise UserError(
+                f"{run.uri}@{step}: nothing to begin with: no good checkpoint of step {step - 1} or before (saved"
+                f" steps: {sorted(committed)}), and it began with the weights of {config.train.init_from}"
+            )
     else:
-        begun = f"it began with the weights of {left.config.train.init_from}" if left else ""
         raise UserError(
-            f"{run.uri}@{step}: nothing to begin with: no good checkpoint of step {step - 1} or before (saved steps:"
-            f" {sorted(committed)}), and {begun or f'no configuration in {run.locate(diverged.key(step))}'}"
+            f"{run.uri}@{step}: nothing to begin with: no checkpoint, and no configuration in"
+            f" {run.locate(diverged.key(step))}"
         )
     # Of the starts of the run that came by this step, the last one is what it went on with.
     workers = [attempt.workers for attempt in attempts if attempt.workers and (attempt.step or 0) < step]

@@ -630,14 +630,14 @@ def test_a_full_disk_is_one_warning_and_ends_the_writing(small_disk, caplog):
     assert len(caplog.messages) == 1
 
 
-def test_a_read_only_disk_is_read(disk, caplog):
-    filled(disk, ONE)
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    with opened(disk) as cache:
+def test_a_read_only_disk_is_read(small_disk, caplog):
+    filled(small_disk, ONE)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with opened(small_disk) as cache:
         assert len(there(cache)) == 20
         fill(cache)
     (warning,) = caplog.messages
-    assert f"{disk}: Read-only file system" in warning
+    assert f"{small_disk}: Read-only file system" in warning
 
 
 def test_a_limit_of_the_system_is_one_warning_whichever_thread_meets_it(tmp_path):

@@ -1,7 +1,7 @@
 """The rows of the fault table that need a cluster: stops, drained nodes, hangs, memory, rendezvous, two starts at once.
 
-Every fault is real: signals to real processes, memory that is really taken, nodes that are really drained; only the
-allocator's error of a GPU and the failed rendezvous are raised by hand (tests/faulty_job.py).
+The faults are real: signals to real processes, memory that is really taken, nodes that are really drained; only the
+failed rendezvous is raised by hand (tests/faulty_job.py).
 Run: pytest tests/test_job_faults.py
 """
 
@@ -111,16 +111,6 @@ def test_a_failed_rendezvous_is_tried_again(
     output = faulty("rendezvous", tmp_path, settings).finish()
     assert "no rendezvous: connection refused" in output
     assert_same_state(final_state(run), final_state(undisturbed))
-
-
-def test_a_gpu_without_memory_enough_costs_no_restart(
-    ray: RayCluster, job_settings: JobSettings, undisturbed: str, tmp_path: Path
-) -> None:
-    settings, run = job_settings(2)
-    output = faulty("gpu memory", tmp_path, settings).finish()
-    assert "GPU out of memory at step 3: activation checkpointing none -> outer" in output
-    assert "starting again" not in output
-    assert_same_state(final_state(run), final_state(undisturbed))  # what only recomputes changes no bit
 
 
 def test_a_diverged_run_is_not_tried_again(ray: RayCluster, job_settings: JobSettings, tmp_path: Path) -> None:
