@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from autopainter import checkpoint, storage
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = 40
+STEPS = 24
 _LONGEST_SECONDS = 240
 JOB = (sys.executable, "job/train.py")
 
