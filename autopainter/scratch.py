@@ -33,10 +33,6 @@ class ScratchFolder:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         taken.rename(self.path / _LOCK)
 
-    def files(self) -> list[Path]:
-        """What is in it."""
-        return sorted(path for path in self.path.iterdir() if path.name != _LOCK)
-
     def remove(self) -> None:
         """Remove it."""
         shutil.rmtree(self.path, ignore_errors=True)

@@ -194,6 +194,25 @@ def test_an_upload_that_failed_is_a_warning_and_made_up_for(tmp_path, read, capl
     writer.close()
 
 
+def test_what_is_kept_here_does_not_grow_with_the_run(run, read, monkeypatch):
+    """Pictures of noise, of which a few fill a file; each point is shown once and in order all the same."""
+    monkeypatch.setattr("autopainter.telemetry.events.FILE_BYTES", 50_000)
+    noise = np.random.default_rng(0)
+    writer = EventWriter(run, 1, 0, NEVER)
+    for step in range(1, 41):
+        writer.scalars({"generator/loss": float(step)}, step)
+        writer.picture("validation", noise.integers(0, 255, (60, 60, 3), np.uint8), step)
+        writer.upload()
+        assert sum(path.stat().st_size for path in writer._local()) < 75_000
+    writer.close()
+    files = run.list("events/")
+    assert len(files) > 5
+    assert max(entry.bytes for entry in files) < 75_000
+    shown = read(run)
+    assert curve(shown) == [(step, step) for step in range(1, 41)]
+    assert [event.step for event in shown.Images("validation")][-1] == 40
+
+
 def test_a_folder_that_cannot_be_written_to_is_a_warning(folder, caplog):
     folder.root.mkdir()
     (folder.root / "events").write_text("in the way")

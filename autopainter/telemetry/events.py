@@ -1,13 +1,15 @@
 """TensorBoard events, written to a local file and uploaded on a timer.
 
 Object stores cannot append, so each upload sends the whole file; writing straight to s3:// would do that at every
-flush. Each start of a run writes a file of its own and tells TensorBoard to drop what earlier files hold from that
-step on (``purge_step``), so the curves are continuous over a resume and no step is doubled.
+flush. A file that has grown large is ended, and once it is uploaded nothing of it is kept here. Each start of a run
+begins with a file of its own and tells TensorBoard to drop what earlier files hold from that step on (``purge_step``),
+so the curves are continuous over a resume and no step is doubled.
 """
 
 import logging
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,9 @@ from autopainter.scratch import ScratchFolder
 from autopainter.storage import Store
 
 log = logging.getLogger(__name__)
+
+FILE_BYTES = 16 << 20
+"""A file that has grown beyond this is followed by a new one."""
 
 
 class EventWriter:
@@ -34,34 +39,58 @@ class EventWriter:
         self._run = run
         self._prefix = f"{attempt:06d}."
         self._folder = ScratchFolder("events")
-        self._writer = SummaryWriter(str(self._folder.path), purge_step=start_step + 1)
-        self._uploaded: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._files = 0
+        self._writer = self._open(purge_step=start_step + 1)
+        self._uploaded: dict[Path, int] = {}
+        self._uploading = threading.Lock()
+        self._writing = threading.Lock()  # held while the writer is used or changed, never while files are uploaded
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._upload_regularly, args=(upload_seconds,), daemon=True)
         self._thread.start()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Record values at a step (the number of steps done)."""
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with self._writing:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def picture(self, name: str, image: NDArray[np.uint8], step: int) -> None:
         """Record a uint8 [H, W, 3] RGB picture."""
-        self._writer.add_image(name, image, step, dataformats="HWC")
+        with self._writing:
+            self._writer.add_image(name, image, step, dataformats="HWC")
 
     def upload(self) -> None:
         """Upload what has been recorded; a failure is a warning, the next upload sends it again."""
-        with self._lock:
+        with self._uploading:
             try:
-                self._writer.flush()
-                for path in self._folder.files():
-                    data = path.read_bytes()
-                    if self._uploaded.get(path.name) != len(data):
-                        self._run.write(f"events/{self._prefix}{path.name}", data)
-                        self._uploaded[path.name] = len(data)
+                with self._writing:
+                    self._writer.flush()
+                    *ended, current = files = self._local()
+                    if current.stat().st_size > FILE_BYTES:
+                        self._writer.close()
+                        self._writer = self._open()
+                        ended.append(current)
+                for path in files:
+                    self._upload(path)
+                    if path in ended:
+                        path.unlink()
             except (OSError, UserError) as error:
                 log.warning("TensorBoard events could not be uploaded, will try again: %s", error)
+
+    def _open(self, **options: int) -> SummaryWriter:
+        """The next file, in a folder of its own: the writer's names do not tell the order of files of one second."""
+        self._files += 1
+        return SummaryWriter(str(self._folder.path / f"{self._files:06d}"), **options)
+
+    def _local(self) -> list[Path]:
+        """The files that are here, oldest first."""
+        return sorted(self._folder.path.glob("*/*"))
+
+    def _upload(self, path: Path) -> None:
+        data = path.read_bytes()
+        if self._uploaded.get(path) != len(data):
+            self._run.write(f"events/{self._prefix}{path.parent.name}.{path.name}", data)
+            self._uploaded = {path: len(data)}
 
     def close(self) -> None:
         """Upload the rest and end the thread."""
