@@ -702,3 +702,15 @@ def test_an_attempt_that_is_overtaken_just_before_its_commit_harms_nothing(tmp_p
     late.wait()
     assert isinstance(late.error, Superseded)
     assert_found(store, 4, 2)
+
+
+def test_a_state_of_other_tensors_is_saved_whole(folder):
+    writer = save(folder, 2)
+    other = {"average.other": torch.arange(5), **tensors(4)}
+    del other["average.conv.bias"]
+    other["generator.conv.weight"] = torch.ones(3, dtype=torch.float64)
+    writer.save(4, other)
+    writer.wait()
+    _, state = checkpoint.newest(folder)
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in other.items())

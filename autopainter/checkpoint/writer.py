@@ -86,7 +86,9 @@ class CheckpointWriter:
         self._thread.start()
 
     def _take(self, state: Mapping[str, torch.Tensor]) -> None:
-        if not self._copy:
+        if {name: _kind(tensor) for name, tensor in self._copy.items()} != {
+            name: _kind(tensor) for name, tensor in state.items()
+        }:
             self._copy = {
                 name: torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False)
                 for name, tensor in state.items()
@@ -157,3 +159,7 @@ class CheckpointWriter:
 
     def _superseded(self, newer: int) -> Superseded:
         return Superseded(f"{self.run.uri}: attempt {newer} has taken over from this attempt {self.attempt}")
+
+
+def _kind(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
+    return tensor.shape, tensor.dtype
