@@ -83,7 +83,7 @@ def test_ray_job_stop_saves(ray: RayCluster, job_settings: JobSettings) -> None:
     program = str(Path(sys.executable).parent / "ray")
     submit = (program, "job", "submit", "--working-dir", ".", "--runtime-env", "job/runtime-env.yaml")
     submit = (*submit, "--submission-id", "stopped", "--", sys.executable, "job/train.py")
-    driver = Driver([*settings, *RARELY, "telemetry.image_every_steps=1000"], submit)
+    driver = Driver([*settings, *RARELY, "telemetry.image_every_steps=1000", "train.steps=100000"], submit)
     driver.wait_for(r"step 5/")
     os.spawnv(os.P_WAIT, program, ["ray", "job", "stop", "stopped", "--no-wait"])
     until(lambda: journal.counts(storage.open_store(run))["stopped"])

@@ -234,14 +234,16 @@ def writer(tmp_path):
     process = start(code, str(tmp_path), {})
     try:
         process.stdout.readline()
-        while not half_files(tmp_path):  # until it stands still inside a write
+        while True:
             while not half_files(tmp_path):
                 pass
             os.kill(process.pid, signal.SIGSTOP)
             while "State:\tT" not in Path(f"/proc/{process.pid}/status").read_text():
                 pass
-            if not half_files(tmp_path):
-                os.kill(process.pid, signal.SIGCONT)
+            # A file of no bytes may not be locked yet, and is anybody's.
+            if any((tmp_path / name).stat().st_size for name in half_files(tmp_path)):
+                break
+            os.kill(process.pid, signal.SIGCONT)
         yield process, size
     finally:
         process.kill()
