@@ -1,6 +1,5 @@
 """Writing checkpoints in the background while training goes on."""
 
-import contextlib
 import hashlib
 import logging
 import threading
@@ -15,7 +14,7 @@ from autopainter.checkpoint import files
 from autopainter.checkpoint.attempts import latest_attempt
 from autopainter.checkpoint.files import Checkpoint, Tensors
 from autopainter.checkpoint.retention import Retention
-from autopainter.errors import CorruptData, Superseded, UserError
+from autopainter.errors import Superseded, UserError
 from autopainter.storage import Store
 
 log = logging.getLogger(__name__)
@@ -135,10 +134,7 @@ class CheckpointWriter:
         key, data = files.commit_key(step), files.encode(checkpoint)
         if not self.run.create(key, data):
             # Either a checkpoint of this step did not verify when the run was resumed, and this one replaces it; or
-            # a later attempt has committed it meanwhile, and its files are the ones that count.
-            with contextlib.suppress(CorruptData):
-                if (there := files.read(self.run, step)).attempt > self.attempt:
-                    raise self._superseded(there.attempt)
+            # a later attempt has begun since the fence was looked at, and committed the step.
             self._check_fence()
             self.run.write(key, data)
         log.info("checkpoint of step %d saved", step)
@@ -155,10 +151,7 @@ class CheckpointWriter:
 
     def _check_fence(self) -> None:
         if (newer := latest_attempt(self.run)) > self.attempt:
-            raise self._superseded(newer)
-
-    def _superseded(self, newer: int) -> Superseded:
-        return Superseded(f"{self.run.uri}: attempt {newer} has taken over from this attempt {self.attempt}")
+            raise Superseded(f"{self.run.uri}: attempt {newer} has taken over from this attempt {self.attempt}")
 
 
 def _kind(tensor: torch.Tensor) -> tuple[torch.Size, torch.dtype]:
