@@ -714,3 +714,22 @@ def test_a_state_of_other_tensors_is_saved_whole(folder):
     _, state = checkpoint.newest(folder)
     assert state.keys() == other.keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in other.items())
+
+
+class SpoilingStore(LocalStore):
+    """A folder that changes a bit of what is written, when told to."""
+
+    spoils = False
+
+    def write(self, key, data):
+        super().write(key, data[:-1] + bytes([data[-1] ^ 1]) if self.spoils else data)
+
+
+def test_what_storage_spoils_is_not_committed_and_costs_no_older_checkpoint(tmp_path):
+    store = SpoilingStore(str(tmp_path))
+    save(store, 2, keep=1)
+    store.spoils = True
+    writer = save(store, 4, keep=1)
+    assert isinstance(writer.error, CorruptData)
+    assert checkpoint.steps(store) == [2]
+    assert_found(store, 2)
