@@ -90,9 +90,8 @@ def test_a_finished_run_is_left_alone(small_settings: list[str], tmp_path: Path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(
-    small_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def spoilt_fifth_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient of the fifth step is infinite while all its losses are still finite."""
     steps_done = iter(range(100))
     total_variation = losses.total_variation
@@ -103,12 +102,25 @@ def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(
         return total_variation(painted)
 
     monkeypatch.setattr(losses, "total_variation", spoilt)
+
+
+@pytest.mark.usefixtures("spoilt_fifth_step")
+def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(small_settings: list[str], tmp_path: Path) -> None:
     settings = configure(small_settings, tmp_path)
     with pytest.raises(Diverged, match=r"step 5: generator/gradient_norm not finite"):
         loop.train(settings, CPU)
     step, state = newest(settings)
     assert step == 4
     assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+@pytest.mark.usefixtures("spoilt_fifth_step")
+def test_a_diverged_step_is_seen_though_it_is_neither_saved_nor_logged(
+    small_settings: list[str], tmp_path: Path
+) -> None:
+    rarely = ("checkpoint.every_seconds=1000", "checkpoint.max_age_seconds=2000", "telemetry.log_every_steps=1000")
+    with pytest.raises(Diverged, match=r"step 5: generator/gradient_norm not finite"):
+        loop.train(configure(small_settings, tmp_path, *rarely), CPU)
 
 
 @pytest.mark.parametrize(
