@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _PROBE = "attempts/preflight"
 
+_TRIM_SECONDS = 10.0
+
 _ENDS: dict[str, tuple[journal.Kind, str]] = {
     "stopped": ("stopped", "it was asked to stop"),
     "leaving": ("preempted", "a machine that runs a worker is taken away"),
@@ -124,7 +126,7 @@ class _Run:
         self.ladder = memory.GpuLadder(run, config, world, device)
         self.trainer = Trainer(self.config, device, self.ladder)
         self.reporter: Reporter | None = None
-        self._next_meeting = 0.0
+        self._next_meeting = self._next_trim = 0.0
         self._told_depth = self.ladder.depth
 
     def train(self) -> Ended:
@@ -158,6 +160,9 @@ class _Run:
                 why = why or self._answer(arrived[len(SCALARS) :])
             if self.reporter:
                 self.reporter.step_done(step + 1, values[: len(SCALARS)], stream)
+            if time.monotonic() >= self._next_trim:
+                memory.trim()
+                self._next_trim = time.monotonic() + _TRIM_SECONDS
             if why and step + 1 < end:
                 if self.reporter:
                     self.reporter.save_last(step + 1, values[: len(SCALARS)])
