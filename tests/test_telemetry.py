@@ -8,6 +8,7 @@ import errno
 import io
 import itertools
 import logging
+import shutil
 import socket
 import tempfile
 import threading
@@ -211,6 +212,20 @@ def test_what_is_kept_here_does_not_grow_with_the_run(run, read, monkeypatch):
     shown = read(run)
     assert curve(shown) == [(step, step) for step in range(1, 41)]
     assert [event.step for event in shown.Images("validation")][-1] == 40
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the writer's own thread
+def test_a_local_file_that_is_swept_away_ends_nothing(folder, read, caplog):
+    writer = EventWriter(folder, 1, 0, NEVER)
+    writer.upload()
+    shutil.rmtree(writer._folder.path)
+    for step in range(1, 30):
+        writer.scalars({"generator/loss": float(step)}, step)
+        writer.upload()
+    writer.close()
+    assert "could not be uploaded" in caplog.text
+    assert "a new file is begun" in caplog.text
+    assert curve(read(folder))[-1] == (29, 29)
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_warning(folder, caplog):

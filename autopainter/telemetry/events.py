@@ -6,9 +6,11 @@ begins with a file of its own and tells TensorBoard to drop what earlier files h
 so the curves are continuous over a resume and no step is doubled.
 """
 
+import contextlib
+import functools
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,14 +52,23 @@ class EventWriter:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Record values at a step (the number of steps done)."""
-        with self._writing:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+        for name, value in values.items():
+            self._record(functools.partial(SummaryWriter.add_scalar, tag=name, scalar_value=value, global_step=step))
 
     def picture(self, name: str, image: NDArray[np.uint8], step: int) -> None:
         """Record a uint8 [H, W, 3] RGB picture."""
+        self._record(
+            functools.partial(SummaryWriter.add_image, tag=name, img_tensor=image, global_step=step, dataformats="HWC")
+        )
+
+    def _record(self, write: Callable[[SummaryWriter], None]) -> None:
+        """Record something; when the local file is gone, swept away by a cleaner of old files, in a new one."""
         with self._writing:
-            self._writer.add_image(name, image, step, dataformats="HWC")
+            try:
+                write(self._writer)
+            except OSError as error:
+                log.warning("TensorBoard events were lost, a new file is begun: %s", error)
+                self._writer = self._open()
 
     def upload(self) -> None:
         """Upload what has been recorded; a failure is a warning, the next upload sends it again."""
@@ -65,7 +76,10 @@ class EventWriter:
             try:
                 with self._writing:
                     self._writer.flush()
-                    *ended, current = files = self._local()
+                    files = self._local()
+                    if not files:
+                        raise FileNotFoundError(f"{self._folder.path} is empty")
+                    *ended, current = files
                     if current.stat().st_size > FILE_BYTES:
                         self._writer.close()
                         self._writer = self._open()
@@ -97,7 +111,8 @@ class EventWriter:
         self._closed.set()
         self._thread.join()
         self.upload()
-        self._writer.close()
+        with contextlib.suppress(OSError):  # the local file is gone; upload has said so
+            self._writer.close()
         self._folder.remove()
 
     def _upload_regularly(self, seconds: float) -> None:
