@@ -1,10 +1,8 @@
 """What worker 0 does beside training: events, metrics, progress lines and checkpoints."""
 
-import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator
 
 import torch
 
@@ -12,7 +10,7 @@ from autopainter import checkpoint, diverged, journal, parallel
 from autopainter.checkpoint import Checkpoint, CheckpointWriter, Retention
 from autopainter.data.manifest import Manifest
 from autopainter.data.stream import TrainingStream, validation_batches
-from autopainter.errors import CheckpointTooOld, CorruptData, Superseded
+from autopainter.errors import CheckpointTooOld, Superseded
 from autopainter.evaluate import Score, paint_both
 from autopainter.sheet import contact_sheet
 from autopainter.storage import Store
@@ -43,7 +41,9 @@ class Reporter:
         self.metrics.started(attempt, journal.counts(run), rung)
         retention = Retention(saving.keep, saving.keep_best)
         self.checkpoints = CheckpointWriter(run, attempt, retention, meta, self.metrics.checkpointed)
-        self.best = max((saved.score for saved in _readable(run) if saved.score is not None), default=-math.inf)
+        committed = checkpoint.survey(run).committed
+        scores = [committed[step].score for step in checkpoint.by_score(committed)[:1]]
+        self.best = next((score for score in scores if score is not None), -math.inf)
         self.events = EventWriter(run, attempt, start, telemetry.upload_seconds)
         self.validation = next(validation_batches(manifest, self.config, telemetry.images))
         self.last_saved = self.last_logged = time.monotonic()
@@ -153,9 +153,3 @@ class Reporter:
         self.checkpoints.save(done, self.trainer.state(), score, before_commit=self.events.upload)
         self.best = max(self.best, -math.inf if score is None else score)
         self.last_saved, self.saved_step = time.monotonic(), done
-
-
-def _readable(run: Store) -> Iterator[Checkpoint]:
-    for step in checkpoint.steps(run):
-        with contextlib.suppress(CorruptData):
-            yield checkpoint.read(run, step)

@@ -8,9 +8,9 @@ import threading
 from pathlib import Path
 from typing import ClassVar
 
+import chaos_checks
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from autopainter import checkpoint, storage
 
@@ -77,10 +77,12 @@ def assert_same_state(one: checkpoint.Tensors, other: checkpoint.Tensors) -> Non
 
 def scalars(run: str, folder: Path) -> dict[str, list[tuple[int, float]]]:
     """All scalar curves as TensorBoard shows them."""
-    store = storage.open_store(run)
-    for entry in store.list("events/"):
-        path = folder / entry.key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(store.read(entry.key))
-    events = EventAccumulator(str(folder / "events"), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return chaos_checks.scalars(storage.open_store(run), folder)
+
+
+def assert_same_run(run: str, reference: str, folder: Path) -> None:
+    """Two finished runs are the same: state, and every curve with every step once."""
+    assert_same_state(final_state(run), final_state(reference))
+    mine, other = scalars(run, folder / "mine"), scalars(reference, folder / "other")
+    assert mine == other
+    assert [step for step, _ in mine["generator/loss"]] == list(range(1, STEPS + 1))

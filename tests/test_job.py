@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import JobSettings
-from driving import STEPS, Driver, assert_same_state, final_state, scalars
+from driving import STEPS, Driver, assert_same_run, assert_same_state, final_state, scalars
 from services import RayCluster
 
 from autopainter import storage
@@ -33,10 +33,7 @@ def test_a_killed_worker_is_replaced_and_changes_nothing(
     output = driver.finish()
     assert "starting again" in output
     assert re.search(r"continuing run \S+ from its checkpoint of step \d+", output)
-    assert_same_state(final_state(run), final_state(undisturbed))
-    mine, reference = scalars(run, tmp_path / "a"), scalars(undisturbed, tmp_path / "b")
-    assert mine == reference
-    assert [step for step, _ in mine["generator/loss"]] == list(range(1, STEPS + 1))
+    assert_same_run(run, undisturbed, tmp_path)
 
 
 def test_a_killed_driver_is_continued_by_the_same_command(job_settings: JobSettings, undisturbed: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from driving import assert_same_state
 
 from autopainter import checkpoint, config, loop, losses, storage
 from autopainter.config import Config
@@ -32,11 +33,6 @@ def newest(settings: Config) -> tuple[int, checkpoint.Tensors]:
     found = checkpoint.newest(storage.open_store(settings.run.uri))
     assert found is not None
     return found[0].step, found[1]
-
-
-def assert_same(one: checkpoint.Tensors, other: checkpoint.Tensors) -> None:
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 @pytest.fixture
@@ -63,7 +59,7 @@ def test_a_run_killed_at_any_step_ends_in_the_same_state(
     settings = configure(small_settings, tmp_path / "killed")
     start = loop.train(settings, CPU).start
     assert 0 < start < settings.train.steps
-    assert_same(newest(settings)[1], undisturbed)
+    assert_same_state(newest(settings)[1], undisturbed)
 
 
 def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
@@ -79,7 +75,7 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_and_nothing_else(
     loop.preflight(settings, 1, "the number of workers")
     assert loop.train(settings, CPU).start == 6
     assert "checkpoint of step 7 is damaged and is passed over" in caplog.text
-    assert_same(newest(settings)[1], undisturbed)
+    assert_same_state(newest(settings)[1], undisturbed)
 
 
 def test_a_finished_run_is_left_alone(small_settings: list[str], tmp_path: Path) -> None:
