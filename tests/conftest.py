@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from driving import STEPS, Driver  # noqa: E402
 from services import RayCluster, SeaweedFS  # noqa: E402
 
+from autopainter import cli  # noqa: E402
 from autopainter import config as configuration  # noqa: E402
 from autopainter.config import Config  # noqa: E402
 from autopainter.data import pack, sources  # noqa: E402
@@ -63,6 +65,39 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def folder(tmp_path: Path) -> LocalStore:
     """The empty store of a run in a folder."""
     return LocalStore(str(tmp_path / "run"))
+
+
+class Done(NamedTuple):
+    """What a command of ``autopainter`` came to."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Run a command in this process."""
+
+    def run(*command: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["autopainter", *map(str, command)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Done(int(str(ended.value.code)), *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def succeed(call: Callable[..., Done]) -> Callable[..., str]:
+    """Run a command that must say nothing on stderr; its output."""
+
+    def run(*command: object, **options: object) -> str:
+        done = call(*command, **options)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture

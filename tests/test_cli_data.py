@@ -6,9 +6,7 @@ Run: pytest tests/test_cli_data.py
 
 import io
 import json
-import sys
 import tarfile
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,40 +14,9 @@ import pytest
 import webdataset
 import yaml
 
-from autopainter import cli, storage
+from autopainter import storage
 from autopainter.data import manifest
 from autopainter.data.sketch import xdog
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def call(monkeypatch, capfd):
-    """Run a command."""
-
-    def run(*command):
-        monkeypatch.setattr(sys, "argv", ["autopainter", *map(str, command)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Done(ended.value.code, *capfd.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def succeed(call):
-    """Run a command that must say nothing on stderr; its output."""
-
-    def run(*command):
-        done = call(*command)
-        assert (done.returncode, done.stderr) == (0, "")
-        return done.stdout
-
-    return run
 
 
 @pytest.fixture

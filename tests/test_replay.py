@@ -12,14 +12,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from conftest import Done
 from services import free_ports
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from autopainter import checkpoint, cli, config, journal, loop, losses, storage
+from autopainter import checkpoint, config, journal, loop, losses, storage
 from autopainter import replay as replaying
 from autopainter.config import Config
 from autopainter.data import manifest as manifests
@@ -32,25 +33,6 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parent.parent
 SPOILT = 5  # the step, counted from 1
 ROW = 3  # of the global batch
-
-
-class Done(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Run a command in this process, with what is patched here."""
-
-    def run(*command: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["autopainter", *map(str, command)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Done(int(str(ended.value.code)), *capfd.readouterr())
-
-    return run
 
 
 def configure(small_settings: list[str], place: Path, *changes: str) -> Config:
