@@ -96,11 +96,13 @@ def train(config: Config, device: torch.device, host: Host | None = None) -> End
     _prepare(config, device)
     run = storage.open_store(config.run.uri)
     try:
-        return _Run(config, device, run, host or Host()).train()
+        ended = _Run(config, device, run, host or Host()).train()
     except (MemoryError, RuntimeError) as error:
         if memory.ran_out(error) == "host":
             memory.note_host(run, config, parallel.world(), str(error))
         raise
+    memory.forget_kernel_kills(run)
+    return ended
 
 
 def _prepare(config: Config, device: torch.device) -> None:

@@ -200,20 +200,14 @@ def _in_memory(path: Path) -> bool:
     return bool(mounts) and max(mounts, key=lambda part: len(part.mountpoint)).fstype in ("tmpfs", "ramfs")
 
 
-def note_kernel_kills(
-    run: Store, config: Config, world: int, folder: Path | None = None, cgroup: Path = Path("/sys/fs/cgroup")
-) -> None:
+def note_kernel_kills(run: Store, config: Config, world: int, cgroup: Path = Path("/sys/fs/cgroup")) -> None:
     """Record it if the kernel has killed a process of this container for memory since a worker of the run last looked.
 
     Ray sees only that a worker is gone. The kernel counts such kills for each container, and what a worker saw last is
-    kept in a file of this machine for the next start of the run.
-
-    Args:
-        folder: where that file is; none: the system's temporary folder.
+    kept in a file of this machine for the next start of the run, until one ends in good order.
     """
     now = _kernel_kills(cgroup)
-    name = re.sub(r"[^a-z0-9]+", "-", run.uri.lower())[-80:]
-    path = (folder or Path(tempfile.gettempdir())) / f"autopainter-memory-{os.getuid()}{name}"
+    path = _kills_seen(run)
     try:
         before = int(path.read_text())
     except (OSError, ValueError):
@@ -223,6 +217,17 @@ def note_kernel_kills(
             path.write_text(str(now))
     if now > before:
         note_host(run, config, world, f"the kernel killed {now - before} process(es) of this container")
+
+
+def forget_kernel_kills(run: Store) -> None:
+    """Leave nothing on this machine: the run ended in good order."""
+    with contextlib.suppress(OSError):  # another worker of this machine was first, or nothing could be written
+        _kills_seen(run).unlink()
+
+
+def _kills_seen(run: Store) -> Path:
+    name = re.sub(r"[^a-z0-9]+", "-", run.uri.lower())[-80:]
+    return Path(tempfile.gettempdir()) / f"autopainter-memory-{os.getuid()}{name}"
 
 
 def _kernel_kills(cgroup: Path) -> int:

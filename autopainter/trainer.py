@@ -232,6 +232,7 @@ class Trainer:
                 wanted = self.features(target)
             return losses.feature(self.features(painted), wanted)
 
+    @torch.no_grad()  # without it, the average would keep the graph of every step since the start
     def _update_average(self, step: int) -> None:
         # The decay grows with the step, so that the average forgets the random start (as in TensorFlow's
         # ExponentialMovingAverage with num_updates).

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Path("job/configs/quickstart.yaml")
 CPU_WORKERS = 2
 SERVICES = "services.jsonl"
+STOP_SECONDS = 120  # more than cluster.stop_seconds
 
 
 class Stages:
@@ -117,15 +118,20 @@ def _write_env(folder: Path, env: dict[str, str]) -> None:
 
 
 def _run(env: dict[str, str], program: str, *arguments: str) -> None:
-    """Run a program of the virtual environment; its failure is the quickstart's."""
+    """Run a program of the virtual environment; its failure is the quickstart's. An interrupt lets it end first."""
     command = [str(Path(sys.executable).parent / program), *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=child_env(env))
-    if done.returncode:
-        click.echo(
-            f"quickstart: '{program} {arguments[0]}' ended with exit code {done.returncode}; call again to continue",
-            err=True,
-        )
-        sys.exit(done.returncode)
+    with subprocess.Popen(command, cwd=ROOT, env=child_env(env)) as running:
+        try:
+            code = running.wait()
+        except (KeyboardInterrupt, SystemExit):
+            running.terminate()  # a terminal's Ctrl-C has reached it already; training now saves a checkpoint
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.wait(STOP_SECONDS)
+            running.kill()
+            raise
+    if code:
+        click.echo(f"quickstart: '{program} {arguments[0]}' ended with exit code {code}; call again to continue", err=True)
+        sys.exit(code)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

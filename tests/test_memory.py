@@ -8,6 +8,7 @@ import gc
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -322,16 +323,23 @@ def test_the_order_does_not_depend_on_the_host_ladder(small_settings: list[str],
 
 
 @pytest.mark.parametrize("layout", ["memory.events", "memory/memory.oom_control"])
-def test_a_kill_by_the_kernel_is_noticed_once(small: Config, folder: LocalStore, tmp_path: Path, layout: str) -> None:
+def test_a_kill_by_the_kernel_is_noticed_once(
+    small: Config, folder: LocalStore, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     counter = tmp_path / layout
     counter.parent.mkdir(exist_ok=True)
 
     def look(kills: int) -> int:
         counter.write_text(f"oom 7\noom_kill {kills}\n")
-        memory.note_kernel_kills(folder, small, 2, tmp_path, tmp_path)
+        memory.note_kernel_kills(folder, small, 2, tmp_path)
         return len(folder.list("memory/"))
 
     assert [look(kills) for kills in (3, 3, 4, 4, 0, 1)] == [0, 0, 1, 1, 1, 2]
+    assert list(tmp_path.glob("autopainter-*"))
+    memory.forget_kernel_kills(folder)
+    memory.forget_kernel_kills(folder)  # a second worker of the machine
+    assert not list(tmp_path.glob("autopainter-*"))
 
 
 def test_memory_that_the_host_refuses_is_remembered(

@@ -82,13 +82,15 @@ def test_ctrl_c_leaves_nothing_and_the_next_call_continues(folder: Path, marker:
     assert program.returncode == 130, rest
     assert "the same command continues" in rest
     assert processes(marker) == []
+    stopped = re.search(r"stopped at the checkpoint of step (\d+)", rest)
+    assert stopped, rest
 
-    program = quickstart(folder, "--steps", "30", "--keep-running")
+    program = quickstart(folder, "--steps", str(int(stopped[1]) + 10), "--keep-running")
     output = program.communicate(timeout=300)[0]
     assert program.returncode == 0, output
     assert "already packed" in output
     assert "already there" in output
-    assert "from its checkpoint of step 20" in output
+    assert f"from its checkpoint of step {stopped[1]}" in output
     board = next(line.split()[-1] for line in output.splitlines() if line.startswith("TensorBoard:"))
     assert b"TensorBoard" in urllib.request.urlopen(board, timeout=30).read()
     assert len(processes(marker)) >= 2
