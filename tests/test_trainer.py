@@ -6,7 +6,9 @@ Run: pytest tests/test_trainer.py
 """
 
 import copy
+import ctypes
 import datetime
+import gc
 import itertools
 
 import pytest
@@ -349,6 +351,31 @@ def test_a_resumed_run_is_equal_bit_for_bit(make, tmp_path, overrides):
     fresh.load_state(tensors, saved.step)
     run(fresh, range(2, 4))
     assert not changed(fresh.state(), trainer.state())
+
+
+class MallocInfo(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33, which counts what is in use")
+def test_steps_leave_no_memory_behind(make):
+    count = ctypes.CDLL(None).mallinfo2
+    count.restype = MallocInfo
+    trainer, steps = make(), 40
+
+    def in_use_after(first):
+        run(trainer, range(first, first + steps))
+        gc.collect()
+        information = count()
+        return information.uordblks + information.hblkhd
+
+    before = in_use_after(0)
+    assert in_use_after(steps) - before < 1024 * steps  # bytes; the nodes of one step's graph take 10 times that
 
 
 def test_the_state_is_the_same_set_of_tensors_before_and_after_a_step(make):
