@@ -130,7 +130,9 @@ def _run(env: dict[str, str], program: str, *arguments: str) -> None:
             running.kill()
             raise
     if code:
-        click.echo(f"quickstart: '{program} {arguments[0]}' ended with exit code {code}; call again to continue", err=True)
+        click.echo(
+            f"quickstart: '{program} {arguments[0]}' ended with exit code {code}; call again to continue", err=True
+        )
         sys.exit(code)
 
 
