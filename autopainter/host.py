@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
+from autopainter.progress import TrainingProgress, log_progress
+
 
 class Host:
     """The plain host: nobody but whoever calls ``stop``. The job on Ray has one of its own.
@@ -14,14 +16,18 @@ class Host:
     The two methods of all workers are called by every worker of the group after the same step, so they may exchange
     messages with each other.
 
+    Args:
+        show: shows people how far the training is.
+
     Attributes:
         meeting_seconds: time between calls of ``leaving``; infinite if there is nothing to learn.
     """
 
     meeting_seconds = float("inf")
 
-    def __init__(self) -> None:
+    def __init__(self, show: Callable[[TrainingProgress], None] = log_progress) -> None:
         self._stop = threading.Event()
+        self.show = show
 
     def stop(self) -> None:
         """Ask for a checkpoint after the next step, and the end."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,58 +15,71 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autopainter.host import Host
+from autopainter.progress import TrainingProgress
 
 log = logging.getLogger(__name__)
 
 _AGAIN_SECONDS = 1.0
+_LINES_KEPT = 1000  # of progress, while no driver asks for them
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
-class StopFlag:
-    """The driver raises it, the workers wait for it. It lives on the driver's node."""
+class DriverLink:
+    """Where driver and workers leave word for each other. It lives on the driver's node."""
 
     def __init__(self) -> None:
-        self._raised = asyncio.Event()
+        self._stop = asyncio.Event()
         self._waiting = 0
+        self._progress: deque[TrainingProgress] = deque(maxlen=_LINES_KEPT)
 
-    async def wait(self) -> None:
-        """Return when the flag is raised."""
+    async def wait_for_stop(self) -> None:
+        """Return when the driver wants the workers to stop."""
         self._waiting += 1
         try:
-            await self._raised.wait()
+            await self._stop.wait()
         finally:
             self._waiting -= 1
 
-    async def raise_(self) -> int:
-        """Raise the flag; the number of workers that waited for it."""
+    async def stop(self) -> int:
+        """Ask the workers to stop; how many of them heard it."""
         waiting = self._waiting
-        self._raised.set()
+        self._stop.set()
         return waiting
 
+    async def tell(self, progress: TrainingProgress) -> None:
+        """Leave word for the driver."""
+        self._progress.append(progress)
 
-def stop_flag() -> Any:
-    """A new flag on this node."""
+    async def told(self) -> list[TrainingProgress]:
+        """What has been told since the last call, oldest first."""
+        told = list(self._progress)
+        self._progress.clear()
+        return told
+
+
+def driver_link() -> Any:
+    """A new one on this node."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return StopFlag.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return DriverLink.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 class RayHost(Host):
     """What Ray and the driver ask of a worker.
 
     Args:
-        flag: the driver's ``StopFlag``.
+        link: the driver's ``DriverLink``.
     """
 
     meeting_seconds = 5.0  # a meeting costs all workers about 12 ms
 
-    def __init__(self, flag: Any) -> None:
-        super().__init__()
-        threading.Thread(target=self._listen, args=(flag,), name="stop-flag", daemon=True).start()
+    def __init__(self, link: Any) -> None:
+        super().__init__(show=link.tell.remote)
+        threading.Thread(target=self._listen, args=(link,), name="driver-link", daemon=True).start()
 
-    def _listen(self, flag: Any) -> None:
+    def _listen(self, link: Any) -> None:
         while True:
             try:
-                ray.get(flag.wait.remote())
+                ray.get(link.wait_for_stop.remote())
             except ray.exceptions.ActorUnavailableError:
                 time.sleep(_AGAIN_SECONDS)  # it is being started again
             except Exception as error:  # the driver is gone, and Ray ends this worker too

@@ -8,13 +8,14 @@ The result is the same to the byte as that of ``autopainter pack``; the same com
 
 import sys
 
-from autopainter.cli import exit_code_of, setup_logging
+from autopainter import logs
+from autopainter.cli import exit_code_of
 from autopainter.cli.data import pack
 
 
 def main() -> int:
     """Run the command; its exit code."""
-    setup_logging()
+    logs.setup()
     from job import cluster
 
     return exit_code_of(lambda: pack.main(standalone_mode=False, obj=cluster.run_tasks), "job/pack.py")

@@ -10,7 +10,8 @@ import sys
 
 import click
 
-from autopainter.cli import Start, exit_code_of, print_plan, setup_logging, start_options
+from autopainter import logs
+from autopainter.cli import Start, exit_code_of, print_plan, start_options
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -28,13 +29,13 @@ def train(start: Start) -> int:
         workers = config.cluster.workers
         print_plan(config, f"trains {config.run.uri} on {workers} Ray worker(s) to step {config.train.steps}")
         return 0
-    setup_logging()
+    logs.setup(start.log_format)
     from autopainter import loop
 
     loop.preflight(config, config.cluster.workers, "cluster.workers", start.resume, start.overwrite)
     from job import driver
 
-    return driver.run(config)
+    return driver.run(config, start.log_format)
 
 
 if __name__ == "__main__":

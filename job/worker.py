@@ -11,6 +11,7 @@ import torch.distributed as dist
 from autopainter import loop
 from autopainter.config import Config
 from job.host import RayHost
+from job.logs import log_as
 
 
 def train_worker(parameters: dict[str, Any]) -> str:
@@ -20,16 +21,18 @@ def train_worker(parameters: dict[str, Any]) -> str:
     process and its torch.distributed group.
 
     Args:
-        parameters: ``config``, a dumped ``Config``, and ``stop``, the driver's ``StopFlag``.
+        parameters: ``config``, a dumped ``Config``; ``link``, the driver's ``DriverLink``; ``log_format``, as
+            ``autopainter.logs.setup`` takes it.
 
     Returns:
         Why it ended, as ``loop.Ended.why``.
     """
     for noisy in ("botocore", train_context.__file__):  # Ray shows the root logger's INFO
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_as(parameters["log_format"])
     config = Config.model_validate(parameters["config"])
     device: torch.device = ray.train.torch.get_device()
-    ended = loop.train(config, device, RayHost(parameters["stop"]))
+    ended = loop.train(config, device, RayHost(parameters["link"]))
     if dist.is_initialized():
         dist.destroy_process_group()
     return ended.why

@@ -421,7 +421,8 @@ class RayCluster(_RayNode):
         self.temp_dir = self._scratch()
         self._log = self.temp_dir / "ray-start.log"
         more = ("--head", f"--temp-dir={self.temp_dir}", f"--include-dashboard={self.dashboard_url is not None}")
-        return self._command(self._host, self._options, *more), {**self.extra, **self._metrics}, self._log
+        env = {"TMPDIR": str(self.temp_dir), **self.extra, **self._metrics}  # what killed processes leave goes with it
+        return self._command(self._host, self._options, *more), env, self._log
 
     def _probe(self) -> None:
         super()._probe()
@@ -468,8 +469,9 @@ class RayNode(_RayNode):
             return False
 
     def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
-        self._log = self._scratch() / "ray-start.log"
-        env = {**self._cluster.extra, **_without_proxy(self.host), **self.extra}
+        scratch = self._scratch()
+        self._log = scratch / "ray-start.log"
+        env = {"TMPDIR": str(scratch), **self._cluster.extra, **_without_proxy(self.host), **self.extra}
         # It shares the head's session folder, whose log monitor reads all logs: another one would double each line.
         more = (f"--address={self._cluster.address}", "--include-log-monitor=False")
         command = self._command(self.host, self._options, *more)

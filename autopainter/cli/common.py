@@ -9,14 +9,11 @@ from typing import Any, Literal
 
 import click
 
+from autopainter import logs
 from autopainter.config import Config, load
 from autopainter.errors import Diverged, StorageError, Superseded, UserError
 
-
-def setup_logging() -> None:
-    """Plain lines with the time on stderr."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger("botocore").setLevel(logging.WARNING)
+log = logging.getLogger(__name__)
 
 
 def exit_code_of(command: Callable[[], Any], program: str) -> int:
@@ -32,7 +29,11 @@ def exit_code_of(command: Callable[[], Any], program: str) -> int:
         message, code = str(error), 1
     except (KeyboardInterrupt, click.Abort):
         message, code = "stopped; the same command continues", 130
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    line = f"{program}: {' '.join(message.split())}"
+    if logs.structured():
+        log.error(line)
+    else:
+        print(line, file=sys.stderr)
     return code
 
 
@@ -55,12 +56,14 @@ class Start:
         config: the resolved configuration.
         dry_run: only print it.
         resume, overwrite: as ``autopainter.resume.claim`` takes them.
+        log_format: as ``autopainter.logs.setup`` takes it.
     """
 
     config: Config
     dry_run: bool
     resume: Literal["auto", "none"]
     overwrite: bool
+    log_format: logs.Format
 
 
 _start_options = options(
@@ -72,6 +75,8 @@ _start_options = options(
     click.option("--resume", type=click.Choice(["auto", "none"]), default="auto", show_default=True,
                  help="auto: continue the run if it exists; none: refuse to touch one that exists."),
     click.option("--overwrite", is_flag=True, help="With --resume none: delete the run that exists."),
+    click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True,
+                 help="json: an object a line, for machines that read the log."),
     click.option("--init-from", metavar="RUN[@STEP]",
                  help="Begin a new run with the weights of another one; short for --set train.init_from=..."),
 )  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from autopainter.cli.common import Start, print_plan, setup_logging, start_options
+from autopainter import logs
+from autopainter.cli.common import Start, print_plan, start_options
 from autopainter.config import ENVIRONMENT_PREFIX, fields
 
 
@@ -50,12 +51,13 @@ def train(start: Start) -> int:
     if start.dry_run:
         print_plan(config, f"trains {config.run.uri} in {world} process(es) to step {config.train.steps}")
         return 0
-    setup_logging()
+    logs.setup(start.log_format)
     import torch
     import torch.distributed as dist
 
     from autopainter import loop
     from autopainter.host import Host, stop_signals
+    from autopainter.progress import training_progress
 
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available() and config.cluster.gpus is not False
@@ -67,8 +69,7 @@ def train(start: Start) -> int:
         limit = timedelta(seconds=config.cluster.collective_timeout_seconds)
         dist.init_process_group("nccl" if cuda else "gloo", timeout=limit)
     try:
-        host = Host()
-        with stop_signals(host.stop) as signals:
+        with training_progress() as show, stop_signals((host := Host(show)).stop) as signals:
             ended = loop.train(config, device, host)
     finally:
         if world > 1:
