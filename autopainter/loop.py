@@ -21,6 +21,7 @@ from autopainter.models import vgg
 from autopainter.parallel import Readback, Request
 from autopainter.reporter import Reporter
 from autopainter.storage import Store
+from autopainter.telemetry.metrics import Metrics
 from autopainter.trainer import SCALARS, Trainer
 
 log = logging.getLogger(__name__)
@@ -138,9 +139,24 @@ class _Run:
         if start >= end:
             log.info("run %s is finished: %d steps done", self.config.run.name, start)
             return Ended(start, start, "finished")
+        begun = parallel.largest(int(time.time()), self.device)
+        self.metrics = Metrics(self.config, self.device, begun, start)
+        try:
+            ended = self._from(start, end, found is None)
+            if ended.why != "leaving":
+                self.metrics.ended()
+            return ended
+        except Diverged:
+            self.metrics.not_finite()
+            raise
+        finally:
+            self.metrics.close()
+
+    def _from(self, start: int, end: int, new: bool) -> Ended:
+        """Do the steps from ``start`` on; ``new``: there is no checkpoint yet."""
         if parallel.rank() == 0:
-            self.reporter = Reporter(self.trainer, self.manifest, self.run, start)
-            if found is None and self.config.train.init_from:
+            self.reporter = Reporter(self.trainer, self.manifest, self.run, start, self.host, self.metrics)
+            if new and self.config.train.init_from:
                 self.reporter.save_first()  # from now on the run does not need the other one any more
         stream = TrainingStream(self.manifest, self.config, parallel.rank(), parallel.world(), start)
         if self.reporter:
@@ -148,6 +164,7 @@ class _Run:
         try:
             return self._steps(stream, start, end)
         finally:
+            self.metrics.streamed(stream)
             stream.close()
             if self.reporter:
                 self.reporter.close()
@@ -162,6 +179,7 @@ class _Run:
                 why = why or self._answer(arrived[len(SCALARS) :])
             if self.reporter:
                 self.reporter.step_done(step + 1, values[: len(SCALARS)], stream)
+            self.metrics.step_done(step + 1, stream)
             if time.monotonic() >= self._next_trim:
                 memory.trim()
                 self._next_trim = time.monotonic() + _TRIM_SECONDS
@@ -191,8 +209,7 @@ class _Run:
         if asked[Request.MEMORY]:
             before = self._told_depth
             self.ladder.depth = self._told_depth = parallel.largest(self.ladder.depth, self.device)
-            if self.reporter:
-                self.reporter.metrics.stepped_down(self.ladder.depth - before)
+            self.metrics.stepped_down(self.ladder.depth - before)
         if asked[Request.SAVED]:
             self.host.saved(*(self.reporter.news() if self.reporter else (0, "", {})))
         if asked[Request.MEET] and self.host.leaving():

@@ -12,6 +12,8 @@ from autopainter.data.manifest import Manifest
 from autopainter.data.stream import TrainingStream, validation_batches
 from autopainter.errors import CheckpointTooOld, Superseded
 from autopainter.evaluate import Score, paint_both
+from autopainter.host import Host
+from autopainter.progress import TrainingProgress
 from autopainter.sheet import contact_sheet
 from autopainter.storage import Store
 from autopainter.telemetry.events import EventWriter
@@ -26,8 +28,10 @@ _NEWS_SECONDS = 10.0  # the host hears of checkpoints no more often: it costs al
 class Reporter:
     """What worker 0 does beside training: events, metrics, progress lines and checkpoints."""
 
-    def __init__(self, trainer: Trainer, manifest: Manifest, run: Store, start: int) -> None:
-        self.trainer, self.config = trainer, trainer.config
+    def __init__(
+        self, trainer: Trainer, manifest: Manifest, run: Store, start: int, host: Host, metrics: Metrics
+    ) -> None:
+        self.trainer, self.config, self.host, self.metrics = trainer, trainer.config, host, metrics
         self.manifest, self.run = manifest, run
         attempt = checkpoint.begin_attempt(run, {"step": start, "workers": parallel.world()})
         meta = {
@@ -36,7 +40,6 @@ class Reporter:
             "config": self.config.model_dump(mode="json"),
         }
         telemetry, saving = self.config.telemetry, self.config.checkpoint
-        self.metrics = Metrics(self.config.run.name, telemetry.prometheus_port, telemetry.prometheus_host)
         rung = trainer.ladder.depth if trainer.ladder else 0
         self.metrics.started(attempt, journal.counts(run), rung)
         retention = Retention(saving.keep, saving.keep_best)
@@ -45,6 +48,7 @@ class Reporter:
         scores = [committed[step].score for step in checkpoint.by_score(committed)[:1]]
         self.best = next((score for score in scores if score is not None), -math.inf)
         self.events = EventWriter(run, attempt, start, telemetry.upload_seconds)
+        self.events.configuration(self.config, start)
         self.validation = next(validation_batches(manifest, self.config, telemetry.images))
         self.last_saved = self.last_logged = time.monotonic()
         self.saved_step = self.logged_step = start
@@ -93,7 +97,6 @@ class Reporter:
     def close(self) -> None:
         self.checkpoints.wait()
         self.events.close()
-        self.metrics.close()
 
     def has_news(self) -> bool:
         """Whether there is a checkpoint that the host shall hear of."""
@@ -128,15 +131,21 @@ class Reporter:
         wait = stream.wait_seconds - self.logged_wait
         self.last_values = values
         self.events.scalars(values | {"progress/images": done * self.config.train.global_batch}, done)
-        self.metrics.logged(done, values, images / seconds)
-        self.metrics.images.inc(images)
-        self.metrics.streamed(stream)
-        left = (self.config.train.steps - done) * seconds / steps
-        log.info(
-            "step %d/%d  %.1f images/s  waited %.0f%%  G %.3f  L1 %.4f  D %.3f  %d:%02d left", done,
-            self.config.train.steps, images / seconds, 100 * wait / seconds, values["generator/loss"],
-            values["generator/pixel"], values["discriminator/loss"], left // 60, left % 60,
-        )  # fmt: skip
+        rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.trainer.optimizers.items()}
+        self.metrics.logged(values, images / seconds, rates)
+        self.host.show(
+            TrainingProgress(
+                step=done,
+                steps=self.config.train.steps,
+                images_per_second=images / seconds,
+                data_wait=wait / seconds,
+                generator_loss=values["generator/loss"],
+                pixel_loss=values["generator/pixel"],
+                discriminator_loss=values["discriminator/loss"],
+                checkpoint_age=now - self.checkpoints.saved_at,
+                seconds_left=(self.config.train.steps - done) * seconds / steps,
+            )
+        )
         self.last_logged, self.logged_step, self.logged_wait = now, done, stream.wait_seconds
 
     def _validate(self, done: int) -> float:
@@ -150,6 +159,8 @@ class Reporter:
     def _save(self, done: int, scalars: torch.Tensor, score: float | None) -> None:
         diverged.check(scalars.tolist(), done, self.run, self.manifest, self.config)
         # The events go first, so that the curve of a run resumed here has no gap.
+        began = time.monotonic()
         self.checkpoints.save(done, self.trainer.state(), score, before_commit=self.events.upload)
+        self.metrics.stalled(time.monotonic() - began)
         self.best = max(self.best, -math.inf if score is None else score)
         self.last_saved, self.saved_step = time.monotonic(), done

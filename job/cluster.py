@@ -27,14 +27,16 @@ def connect(needed_cpus: float) -> None:
     """
     address = os.environ.get("RAY_ADDRESS", "")
     host, colon, port = address.rpartition(":")
+    hint = ""
     try:
         if colon and port.isdigit() and "/" not in host:
             # Ray itself tries for minutes before it says that nobody is there.
             socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+            hint = f"; something listens there: is it Ray {ray.__version__}, and RAY_AUTH_TOKEN its token?"
         ray.init(logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"RAY_ADDRESS: no Ray cluster answers at {address or 'this machine'}: {reason}") from None
+        raise UserError(f"RAY_ADDRESS: no Ray cluster answers at {address or 'this machine'}: {reason}{hint}") from None
     there = ray.cluster_resources().get("CPU", 0)
     if needed_cpus > there:
         log.warning("%g CPU cores are needed and the cluster has %g: waiting until it has more", needed_cpus, there)

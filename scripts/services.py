@@ -380,8 +380,8 @@ class _RayNode(Service):
 class RayCluster(_RayNode):
     """A one-node Ray cluster that shares no port or folder with another one; its processes inherit ``env``.
 
-    Clients need all of ``.env``, not just the address. A ``RayNode`` can join it if ``host`` is another loopback
-    address than 127.0.0.1, such as 127.0.0.2.
+    Clients need all of ``.env``, not just the address: a ``token`` is in it too. A ``RayNode`` can join it if ``host``
+    is another loopback address than 127.0.0.1, such as 127.0.0.2.
     """
 
     kind = "ray"
@@ -395,9 +395,10 @@ class RayCluster(_RayNode):
         object_store_memory: int = 200 << 20,
         detach: bool = False,
         host: str = HOST,
+        token: str | None = None,
     ) -> None:
         super().__init__(detach)
-        self._host = host
+        self._host, self._token = host, token
         ports = map(str, free_ports(11))
         self._metrics = {"AUTOSCALER_METRIC_PORT": next(ports), "DASHBOARD_METRIC_PORT": next(ports)}
         options = ["port", "dashboard-port", "node-manager-port", "object-manager-port", "ray-client-server-port"]
@@ -410,6 +411,7 @@ class RayCluster(_RayNode):
         # Ray turns 127.0.0.1 into the machine's own address, and then listens to the whole network, unless it takes
         # the machine for a Mac, which has no clusters of several nodes. Both ends must agree.
         settings = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": str(int(host != HOST)), "RAY_AUTH_MODE": "disabled"}
+        settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
         settings["RAY_USAGE_STATS_ENABLED"] = "0"
         # Some of Ray's own actors look for the cluster in the environment, else on the whole machine.
         settings |= {"RAY_ADDRESS": self.address, **_without_proxy(host)}
@@ -428,7 +430,8 @@ class RayCluster(_RayNode):
         super()._probe()
         socket.create_connection((self._host, int(self._options["port"])), timeout=5).close()
         if self.dashboard_url:
-            _http.open(f"{self.dashboard_url}/api/jobs/", timeout=10).close()
+            bearer = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+            _http.open(urllib.request.Request(f"{self.dashboard_url}/api/jobs/", headers=bearer), timeout=10).close()
 
 
 class RayNode(_RayNode):

@@ -8,14 +8,12 @@ import os
 import random
 import re
 import signal
-import sys
 import uuid
 from pathlib import Path
 
 import pytest
 from conftest import JobSettings
 from driving import STEPS, Driver, assert_same_run, assert_same_state, final_state, scalars
-from services import RayCluster
 
 from autopainter import storage
 
@@ -101,14 +99,3 @@ def test_a_fault_in_the_code_ends_after_failures_without_progress(job_settings: 
     assert driver.process.returncode == 1, output
     assert "train-00001.tar: not found" in output
     assert "giving up: 2 failures in a row without a new checkpoint" in output
-
-
-def test_ray_job_submit(ray: RayCluster, job_settings: JobSettings, undisturbed: str) -> None:
-    options, run = job_settings(2)
-    ray_program = str(Path(sys.executable).parent / "ray")
-    driver = Driver(
-        options, (ray_program, "job", "submit", "--working-dir", ".", "--", sys.executable, "job/train.py")
-    )  # fmt: skip
-    output = driver.finish()
-    assert "succeeded" in output
-    assert_same_state(final_state(run), final_state(undisturbed))

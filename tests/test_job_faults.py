@@ -75,19 +75,6 @@ def test_a_stop_before_any_worker_trains_ends_at_once(ray: RayCluster, job_setti
     assert saved(run) == []
 
 
-def test_ray_job_stop_saves(ray: RayCluster, job_settings: JobSettings) -> None:
-    settings, run = job_settings(2)
-    program = str(Path(sys.executable).parent / "ray")
-    submit = (program, "job", "submit", "--working-dir", ".", "--runtime-env", "job/runtime-env.yaml")
-    submit = (*submit, "--submission-id", "stopped", "--", sys.executable, "job/train.py")
-    driver = Driver([*settings, *RARELY, "telemetry.image_every_steps=1000", "train.steps=100000"], submit)
-    driver.wait_for(r"step 5/")
-    os.spawnv(os.P_WAIT, program, ["ray", "job", "stop", "stopped", "--no-wait"])
-    until(lambda: journal.counts(storage.open_store(run))["stopped"])
-    driver.finish()  # the client's exit code of a stopped job is 0
-    assert len(saved(run)) == 1
-
-
 # Ended by a fault
 
 

@@ -206,9 +206,11 @@ class Telemetry(Section):
     upload_seconds: float = pydantic.Field(30, gt=0)
     """Time between uploads of the event file (each uploads the whole file)."""
     prometheus_port: int = pydantic.Field(0, ge=0, le=65535)
-    """Port of the metrics endpoint of worker 0; 0: none."""
+    """Port of the metrics endpoint that the first worker of each machine opens; 0: none."""
     prometheus_host: str = "0.0.0.0"
     """Address that the metrics endpoint listens on; 127.0.0.1 hides it from the network."""
+    metrics_folder: str | None = None
+    """Folder where the workers of a machine keep their metrics, for `autopainter metrics`; none: a temporary one."""
 
 
 class Cluster(Section):

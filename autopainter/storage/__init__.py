@@ -14,7 +14,7 @@ import urllib.request
 from autopainter.errors import StorageError, UserError
 from autopainter.storage.local import LocalStore
 from autopainter.storage.mapped import mapped
-from autopainter.storage.retry import Transient, one_line, retries, retry
+from autopainter.storage.retry import Transient, failures, one_line, retries, retry
 from autopainter.storage.s3 import S3Store
 from autopainter.storage.store import Store, StoredObject
 from autopainter.uri import check, split
@@ -24,6 +24,7 @@ __all__ = [
     "S3Store",
     "Store",
     "StoredObject",
+    "failures",
     "mapped",
     "open_store",
     "read_input",

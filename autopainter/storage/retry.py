@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 _counting = threading.Lock()
 _retries = 0
+_failures = 0
 
 
 class Transient(StorageError):
@@ -43,12 +44,28 @@ def retry(attempt: Callable[[], T], cancelled: threading.Event | None = None) ->
         before_sleep=_note,
         reraise=True,
     )
-    return retrying(attempt)
+    try:
+        return retrying(attempt)
+    except StorageError:
+        if not cancelled.is_set():
+            _note_failure()
+        raise
 
 
 def retries() -> int:
     """Attempts of any operation of this process that failed and were followed by another one."""
     return _retries
+
+
+def failures() -> int:
+    """Operations of this process that failed for good."""
+    return _failures
+
+
+def _note_failure() -> None:
+    global _failures
+    with _counting:
+        _failures += 1
 
 
 def _note(state: tenacity.RetryCallState) -> None:

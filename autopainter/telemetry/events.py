@@ -15,13 +15,18 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from autopainter.config import Config
 from autopainter.errors import UserError
 from autopainter.scratch import ScratchFolder
 from autopainter.storage import Store
 
 log = logging.getLogger(__name__)
+
+METRICS = ("validation/psnr", "validation/psnr_with_hints", "generator/loss", "discriminator/loss")
+"""What TensorBoard's table of hyperparameters shows beside them."""
 
 FILE_BYTES = 16 << 20
 """A file that has grown beyond this is followed by a new one."""
@@ -60,6 +65,28 @@ class EventWriter:
         self._record(
             functools.partial(SummaryWriter.add_image, tag=name, img_tensor=image, global_step=step, dataformats="HWC")
         )
+
+    def configuration(self, config: Config, step: int) -> None:
+        """Record the configuration of this start: as text, and as hyperparameters what may never change in a run."""
+        self._record(
+            functools.partial(
+                SummaryWriter.add_text,
+                tag="configuration",
+                text_string=f"```yaml\n{config.to_yaml()}```",
+                global_step=step,
+            )
+        )
+        values = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in config.identity().items()
+        }
+        summaries = hparams(values, dict.fromkeys(METRICS))
+
+        def write(writer: SummaryWriter) -> None:
+            for summary in summaries:  # SummaryWriter.add_hparams would begin a run of its own for them
+                writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
+
+        self._record(write)
 
     def _record(self, write: Callable[[SummaryWriter], None]) -> None:
         """Record something; when the local file is gone, swept away by a cleaner of old files, in a new one."""

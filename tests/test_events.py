@@ -1,35 +1,28 @@
-"""TensorBoard events as TensorBoard itself reads them, over restarts, and the Prometheus endpoint over HTTP.
+"""TensorBoard events as TensorBoard itself reads them, over restarts.
 
-Reference: TensorBoard's own event accumulators and prometheus_client's parser.
-Run: pytest tests/test_telemetry.py
+Reference: TensorBoard's own event accumulators.
+Run: pytest tests/test_events.py
 """
 
 import errno
 import io
-import itertools
 import logging
 import shutil
-import socket
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 
 import numpy as np
 import PIL.Image
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
-from services import HOST, free_ports
+from google.protobuf.json_format import MessageToDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from autopainter.data import manifest
-from autopainter.data.stream import TrainingStream
 from autopainter.errors import StorageError, UserError
-from autopainter.storage import LocalStore, open_store, retries
-from autopainter.storage.retry import Transient, retry
+from autopainter.storage import LocalStore, open_store
 from autopainter.telemetry.events import EventWriter
-from autopainter.telemetry.metrics import Metrics
 
 NEVER = 1e6
 
@@ -40,9 +33,6 @@ def until(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-# TensorBoard
 
 
 @pytest.fixture
@@ -238,148 +228,21 @@ def test_a_folder_that_cannot_be_written_to_is_a_warning(folder, caplog):
     writer.close()
 
 
-# Prometheus
-
-STREAMED = [
-    (f"autopainter_{name}",)
-    for name in ("data_wait_seconds_total", "data_read_bytes_total", "data_cache_hits_total", "data_cache_misses_total",
-                 "storage_retries_total", "data_ready_batches", "data_held_bytes")
-]  # fmt: skip
-
-
-def fetch(port):
-    """The samples that the endpoint serves: (name, labels) -> value."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{HOST}:{port}/metrics", timeout=10) as response:
-        text = response.read().decode()
-    samples = {}
-    for family in text_string_to_metric_families(text):
-        assert family.documentation
-        for sample in family.samples:
-            if not sample.name.endswith("_created"):
-                assert sample.labels.pop("run") == "minions"
-                samples[sample.name, *sample.labels.values()] = sample.value
-    return samples
-
-
-@pytest.fixture
-def endpoint():
-    """A port, and the metrics that it serves."""
-    (port,) = free_ports(1)
-    metrics = Metrics("minions", port)
-    yield port, metrics
-    metrics.close()
-
-
-def test_the_endpoint_serves_what_was_measured(endpoint):
-    port, metrics = endpoint
-    before = time.time()
-    metrics.logged(40, {"generator/loss": 2.5, "discriminator/loss": 0.5}, 12.25)
-    metrics.images.inc(320)
-    metrics.images.inc(16)
-    metrics.checkpointed(38, 1.5, None)
-    metrics.started(3, {"killed": 2}, 1)
-    metrics.stepped_down(1)
-    samples = fetch(port)
-    times = [samples.pop((f"autopainter_last_{what}_timestamp_seconds",)) for what in ("step", "checkpoint")]
-    assert all(before <= moment <= time.time() for moment in times)
-    assert samples == {
-        ("autopainter_loss", "generator/loss"): 2.5,
-        ("autopainter_loss", "discriminator/loss"): 0.5,
-        ("autopainter_step",): 40,
-        ("autopainter_images_total",): 336,
-        ("autopainter_images_per_second",): 12.25,
-        ("autopainter_checkpoint_step",): 38,
-        ("autopainter_checkpoint_seconds",): 1.5,
-        ("autopainter_checkpoint_failures_total",): 0,
-        ("autopainter_attempt",): 3,
-        ("autopainter_stops", "killed"): 2,
-        ("autopainter_stops", "gpu memory"): 1,
-        ("autopainter_memory_rung",): 2,
-        **dict.fromkeys(STREAMED, 0),
-    }
-
-
-def test_what_the_stream_does_is_counted(endpoint, dataset, small, tmp_path):
-    port, metrics = endpoint
-    counted = retries()
-    data = small.data.model_copy(update={"cache": str(tmp_path)})
-    stream = TrainingStream(manifest.load(dataset), small.model_copy(update={"data": data}), 0, 1, 0)
-    for _ in range(2):
-        list(itertools.islice(stream, 12))
-        metrics.streamed(stream)
-        samples = fetch(port)
-        assert samples["autopainter_data_wait_seconds_total",] == stream.wait_seconds > 0
-        assert samples["autopainter_storage_retries_total",] == counted
-        assert samples["autopainter_data_held_bytes",] > 0
-        assert 0 <= samples["autopainter_data_ready_batches",] <= small.data.prefetch_batches
-    stream.close()
-    metrics.streamed(stream)
-    samples = fetch(port)
-    assert samples["autopainter_data_read_bytes_total",] == stream.split.bytes_read > 0
-    assert samples["autopainter_data_cache_hits_total",] == stream.split.cache.hits > 0
-    assert samples["autopainter_data_cache_misses_total",] == stream.split.cache.misses > 0
-
-
-def test_repeated_attempts_are_counted():
-    failures = iter([Transient("slow down"), Transient("slow down")])
-
-    def attempt():
-        for failure in failures:
-            raise failure
-
-    before = retries()
-    retry(attempt)
-    assert retries() == before + 2
-
-
-def test_a_failed_checkpoint_is_counted_and_the_last_good_one_stands(endpoint):
-    port, metrics = endpoint
-    metrics.checkpointed(38, 1.5, None)
-    good = fetch(port)
-    metrics.checkpointed(40, 9.0, StorageError("full"))
-    changed = {name: value for name, value in fetch(port).items() if value != good[name]}
-    assert changed == {("autopainter_checkpoint_failures_total",): 1}
-
-
-def test_two_runs_in_one_process_do_not_meet(endpoint):
-    port, metrics = endpoint
-    metrics.step.set(5)
-    other = Metrics("minions", 0)
-    other.step.set(7)
-    assert fetch(port)["autopainter_step",] == 5
-    other.close()
-
-
-def test_a_taken_port_is_a_warning(endpoint, caplog):
-    port, metrics = endpoint
-    second = Metrics("minions", port)
-    assert "telemetry.prometheus_port" in caplog.text
-    assert str(port) in caplog.text
-    second.logged(3, {"generator/loss": 1.0}, 1.0)
-    second.checkpointed(3, 1.0, None)
-    second.close()
-    metrics.step.set(5)
-    assert fetch(port)["autopainter_step",] == 5  # the first one still serves
-
-
-def test_without_a_port_nothing_is_opened():
-    threads = set(threading.enumerate())
-    metrics = Metrics("minions", 0)
-    assert set(threading.enumerate()) == threads
-    metrics.logged(3, {"generator/loss": 1.0}, 1.0)
-    metrics.close()
-
-
-def test_close_frees_the_port():
-    (port,) = free_ports(1)
-    for step in range(2):
-        metrics = Metrics("minions", port)
-        metrics.step.set(step)
-        assert fetch(port)["autopainter_step",] == step
-        metrics.close()
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past connections may linger
-        probe.bind((HOST, port))
-    with pytest.raises(urllib.error.URLError):
-        fetch(port)
+def test_the_configuration_is_shown_as_text_and_as_hyperparameters(folder, read, small):
+    for start, steps in ((0, 12), (12, 24)):
+        changed = small.model_copy(update={"train": small.train.model_copy(update={"steps": steps})})
+        writer = EventWriter(folder, 1 + bool(start), start, NEVER)
+        writer.configuration(changed, start)
+        writer.close()
+    events = read(folder)
+    texts = [
+        (event.step, event.tensor_proto.string_val[0].decode())
+        for event in events.Tensors("configuration/text_summary")
+    ]
+    assert [step for step, _ in texts] == [0, 12]
+    assert "  steps: 24\n" in texts[1][1]
+    about = HParamsPluginData.FromString(events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content)
+    values = {name: MessageToDict(value) for name, value in about.session_start_info.hparams.items()}
+    assert values["model.norm"] == "instance"
+    assert values["data.image_size"] == 32
+    assert not any("access" in name or "storage" in name for name in values)
