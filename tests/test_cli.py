@@ -164,6 +164,18 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert objects(runs_uri) == []
 
 
+@pytest.mark.parametrize("program", [[*AUTOPAINTER, "train"], JOB], ids=["autopainter", "job"])
+def test_a_read_only_disk_is_one_line_and_exit_code_2(
+    program: list[str], config_file: Path, small_settings: list[str], small_disk: Path
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    settings = sets([*small_settings, f"run.storage={small_disk}"])
+    done = call([*program, "--config", str(config_file), *settings])
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert f"{small_disk}/small/attempts/preflight: cannot be written: Read-only file system" in line
+
+
 def test_a_dry_run_of_packing_says_what_it_would_do(pictures: Path, s3_uri: str) -> None:
     done = call([*AUTOPAINTER, "pack", "images", str(pictures), s3_uri, "--size", "32", "--dry-run"])
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ import click
 
 from autopainter import logs
 from autopainter.config import Config, load
-from autopainter.errors import Diverged, StorageError, Superseded, UserError
+from autopainter.errors import Diverged, Superseded, UserError
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def exit_code_of(command: Callable[[], Any], program: str) -> int:
         message, code = error.format_message(), 2
     except UserError as error:
         message, code = str(error), 2
-    except (StorageError, Diverged, Superseded) as error:
+    except (OSError, Diverged, Superseded) as error:  # storage, or this machine's own files: a full disk, say
         message, code = str(error), 1
     except (KeyboardInterrupt, click.Abort):
         message, code = "stopped; the same command continues", 130

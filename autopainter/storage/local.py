@@ -105,7 +105,7 @@ class LocalStore(Store):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 return tempfile.mkstemp(dir=folder, prefix=_TEMPORARY)
-            except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+            except OSError as error:
                 # Another process may have just deleted the last file of this folder, and the folder with it.
                 vanished = isinstance(error, FileExistsError | FileNotFoundError) and not folder.is_file()
                 if not vanished or attempt == _FOLDER_ATTEMPTS - 1:
