@@ -82,6 +82,7 @@ class TrainingProgress:
     """How far a run is.
 
     Attributes:
+        attempt: number of this start of the run.
         step, steps: steps done, and steps in all.
         images_per_second: of all workers.
         data_wait: share of the time that the training step waited for data, 0 to 1.
@@ -90,6 +91,7 @@ class TrainingProgress:
         seconds_left: until the end, at this speed.
     """
 
+    attempt: int
     step: int
     steps: int
     images_per_second: float

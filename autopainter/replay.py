@@ -95,7 +95,7 @@ def parse(text: str) -> tuple[str, int]:
     """The run and the step of ``RUN@STEP``; ``UserError`` if it is none."""
     run, _, step = text.rpartition("@")
     if not (run and step.isdecimal() and int(step) >= 1):
-        raise UserError(f"{text!r}: write it as RUN@STEP, such as s3://runs/name@1200; the first step is 1")
+        raise UserError(f"{text!r}: write it as RUN@STEP, such as s3://autopainter/runs/name@1200; the first step is 1")
     return run, int(step)
 
 

@@ -135,6 +135,7 @@ class Reporter:
         self.metrics.logged(values, images / seconds, rates)
         self.host.show(
             TrainingProgress(
+                attempt=self.checkpoints.attempt,
                 step=done,
                 steps=self.config.train.steps,
                 images_per_second=images / seconds,

@@ -1,6 +1,7 @@
 """The run that ``chaos.py`` disturbs, seen from outside: its driver, and what the driver's output says."""
 
 import dataclasses
+import json
 import re
 import sys
 import time
@@ -58,9 +59,12 @@ class Kill:
 
 
 class Watch:
-    """What the driver's output has said of the run."""
+    """What the driver's JSON log has said of the run."""
 
     def __init__(self) -> None:
+        self._early: list[
+            tuple[int, int]
+        ] = []  # attempt and step, before the first line of the attempt
         self.attempts: list[Attempt] = []
         self.ranks: dict[int, int] = {}
         self.passed_over: list[int] = []
@@ -72,23 +76,31 @@ class Watch:
 
     def feed(self, line: str) -> None:
         """Take over one line."""
-        text = re.sub(r"\x1b\[[0-9;]*m", "", line)
-        pid = int(found[1]) if (found := re.search(r"\(RayTrainWorker pid=(\d+)", text)) else 0
+        record: dict[str, Any] = json.loads(line) if line.startswith("{") else {"message": line}  # Ray's C++ writes plain lines
+        text, pid = str(record["message"]), record.get("pid", 0)
         # By its process: the last lines of a killed worker may come when the next one has begun.
         attempt = next((attempt for attempt in reversed(self.attempts) if attempt.pid == pid), None)
-        if found := re.search(r"pid=(\d+)\) world_rank=(\d+)", text):
+        if "step" in record:
+            self._early.append((record["attempt"], record["step"]))
+        elif found := re.search(r"pid=(\d+)\) world_rank=(\d+)", text):
             self.ranks[int(found[2])] = int(found[1])
         elif found := re.search(r"run \S+, attempt (\d+): steps (\d+) to ", text):
             self.attempts.append(Attempt(int(found[1]), int(found[2]), pid, last=int(found[2])))
-        elif attempt and (found := re.search(r"\bstep (\d+)/\d+ ", text)):
-            attempt.last = int(found[1])
-            attempt.times[attempt.last] = time.monotonic()
         elif attempt and (found := re.search(r"checkpoint of step (\d+) saved", text)):
             attempt.saved = int(found[1])
         elif found := re.search(r"checkpoint of step (\d+) is damaged and is passed over", text):
             self.passed_over.append(int(found[1]))
         elif "the worker group failed: " in text:
             self.failures.append(text.partition("the worker group failed: ")[2].strip())
+        self._take_steps()
+
+    def _take_steps(self) -> None:
+        attempts = {attempt.number: attempt for attempt in self.attempts}
+        for number, step in self._early:
+            if attempt := attempts.get(number):
+                attempt.last = step
+                attempt.times[step] = time.monotonic()
+        self._early = [early for early in self._early if early[0] not in attempts]
 
 
 class Driver(Service):
@@ -109,7 +121,8 @@ class Driver(Service):
         self._read = 0
         settings = [option for item in self.settings.items() for option in ("--set", "=".join(map(str, item)))]
         config = str(ROOT / "job/configs/quickstart.yaml")
-        return [sys.executable, str(ROOT / "job/train.py"), "--config", config, *settings], self.env, self.log
+        command = [sys.executable, str(ROOT / "job/train.py"), "--config", config, "--log-format", "json", *settings]
+        return command, self.env, self.log
 
     def _probe(self) -> None:
         pass

@@ -21,6 +21,7 @@ from services import RayCluster, SeaweedFS, TensorBoard, child_env, free_ports, 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Path("job/configs/quickstart.yaml")
 CPU_WORKERS = 2
+BUCKETS = "datasets", "autopainter"
 SERVICES = "services.jsonl"
 STOP_SECONDS = 120  # more than cluster.stop_seconds
 
@@ -53,7 +54,7 @@ def main_job(folder: Path, size: int, steps: int | None, keep_running: bool, sta
     with contextlib.ExitStack() as services:
         with stages.stage("storage", "Starting object storage (SeaweedFS) on loopback"):
             access_key, secret_key = _credentials(folder)
-            storage = SeaweedFS(folder / "storage", access_key=access_key, secret_key=secret_key, detach=keep_running)
+            storage = SeaweedFS(folder / "storage", BUCKETS, access_key, secret_key, detach=keep_running)
             services.enter_context(storage)
             storage.record(services_file)
             _write_env(folder, storage.env)
@@ -76,11 +77,11 @@ def main_job(folder: Path, size: int, steps: int | None, keep_running: bool, sta
             _run(storage.env | ray.env, "python", "job/train.py", "--config", str(CONFIG), *options)
         with stages.stage("paint", "Painting the held-out sketches"):
             sheet = folder / f"sheet-{size}.png"
-            _run(storage.env, "autopainter", "evaluate", "--run", f"s3://runs/{run}", "--sheet", str(sheet))
+            _run(storage.env, "autopainter", "evaluate", "--run", f"s3://autopainter/runs/{run}", "--sheet", str(sheet))
         click.echo(f"\nSeconds of each stage:\n{stages.table()}")
         click.echo(f"\nPainted pictures:  {sheet}")
         if keep_running:
-            board = TensorBoard("s3://runs", storage.env, detach=True)
+            board = TensorBoard("s3://autopainter/runs", storage.env, detach=True)
             services.enter_context(board)
             board.record(services_file)
             click.echo(f"TensorBoard:       {board.url}")

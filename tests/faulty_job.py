@@ -17,7 +17,7 @@ sys.path[0] = str(ROOT)
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
-import job.driver  # noqa: E402
+import job.group  # noqa: E402
 import job.train  # noqa: E402
 from autopainter import losses  # noqa: E402
 from autopainter.cli import exit_code_of  # noqa: E402
@@ -93,8 +93,8 @@ class NoMeeting(SafeTorchConfig):
 
 if __name__ == "__main__":
     if FAULT == "rendezvous":
-        job.driver.SafeTorchConfig = NoMeeting  # type: ignore[misc]
+        job.group.SafeTorchConfig = NoMeeting  # type: ignore[misc]
     else:
-        job.driver.train_worker = faulty(FAULT, FOLDER)
+        job.group.train_worker = faulty(FAULT, FOLDER)
     del sys.argv[1:3]
     sys.exit(exit_code_of(lambda: job.train.train.main(standalone_mode=False), "job/train.py"))

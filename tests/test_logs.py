@@ -20,7 +20,7 @@ from autopainter import logs
 from autopainter.progress import TrainingProgress
 
 PROGRESS = TrainingProgress(
-    step=50, steps=3000, images_per_second=57.04, data_wait=0.012, generator_loss=12.7, pixel_loss=0.11,
+    attempt=1, step=50, steps=3000, images_per_second=57.04, data_wait=0.012, generator_loss=12.7, pixel_loss=0.11,
     discriminator_loss=0.36, checkpoint_age=41.2, seconds_left=3675,
 )  # fmt: skip
 

@@ -165,7 +165,7 @@ def test_an_entrypoint_starts(entrypoint: str, train_yaml: Path) -> None:
     ]
     done = subprocess.run([*command, *end], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert ("s3://runs/cartoons on 2 Ray worker(s)" if end == ["--dry-run"] else "PICTURES") in done.stdout
+    assert ("s3://autopainter/runs/cartoons on 2 Ray worker(s)" if end == ["--dry-run"] else "PICTURES") in done.stdout
 
 
 def test_data_goes_from_one_job_to_the_next(config: Config) -> None:

@@ -41,7 +41,7 @@ def storage(tmp_path: Path) -> Iterator[SeaweedFS]:
 
 
 def test_storage_of_the_manifest_has_the_buckets_and_asks_for_the_key(storage: SeaweedFS) -> None:
-    assert {bucket["Name"] for bucket in storage.client().list_buckets()["Buckets"]} == {"datasets", "runs"}
+    assert {bucket["Name"] for bucket in storage.client().list_buckets()["Buckets"]} == {"datasets", "autopainter"}
     unsigned = botocore.config.Config(signature_version=botocore.UNSIGNED, proxies={})
     stranger = boto3.client("s3", endpoint_url=storage.endpoint, region_name="us-east-1", config=unsigned)
     with pytest.raises(botocore.exceptions.ClientError, match="AccessDenied"):
@@ -63,4 +63,4 @@ class BoardOfTheManifest(TensorBoard):
 def test_tensorboard_of_the_manifest_reads_the_bucket(s3: SeaweedFS) -> None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with BoardOfTheManifest("", s3.env) as board, direct.open(f"{board.url}/data/environment", timeout=30) as answer:
-        assert '"data_location": "s3://runs"' in answer.read().decode()
+        assert '"data_location": "s3://autopainter/runs"' in answer.read().decode()

@@ -3,12 +3,15 @@
 Run: pytest tests/test_quickstart.py
 """
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -36,6 +39,13 @@ def processes(marker: str) -> list[str]:
         if marker.encode() in command + environment and int(entry.name) != os.getpid():
             found.append(command.replace(b"\0", b" ").decode(errors="replace"))
     return found
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +79,7 @@ def test_ctrl_c_leaves_nothing_and_the_next_call_continues(folder: Path, marker:
     assert program.stdout is not None
     continued = False
     for line in program.stdout:
-        continued |= "continuing run s3://runs/quickstart-32 from its checkpoint of step 20" in line
+        continued |= "continuing run s3://autopainter/runs/quickstart-32 from its checkpoint of step 20" in line
         if match := re.search(r"metrics at (http://127.0.0.1:\d+/metrics)", line):
             break
     else:
@@ -92,7 +102,7 @@ def test_ctrl_c_leaves_nothing_and_the_next_call_continues(folder: Path, marker:
     assert "already there" in output
     assert f"from its checkpoint of step {stopped[1]}" in output
     board = next(line.split()[-1] for line in output.splitlines() if line.startswith("TensorBoard:"))
-    assert b"TensorBoard" in urllib.request.urlopen(board, timeout=30).read()
+    until(lambda: json.load(urllib.request.urlopen(f"{board}/data/runs", timeout=30)) == ["quickstart-32/events"])
     assert len(processes(marker)) >= 2
 
     program = quickstart(folder, "--stop")

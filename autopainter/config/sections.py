@@ -145,7 +145,7 @@ class Loss(Section):
 def _run_and_step(text: str) -> str:
     run, at, step = text.rpartition("@")
     if at and not (run and step.isdigit()):
-        raise ValueError(f"{step!r} is no step; write RUN or RUN@STEP, such as s3://runs/name@1200")
+        raise ValueError(f"{step!r} is no step; write RUN or RUN@STEP, such as s3://autopainter/runs/name@1200")
     uri.check(run or text)
     return text
 
