@@ -76,7 +76,8 @@ class Watch:
 
     def feed(self, line: str) -> None:
         """Take over one line."""
-        record: dict[str, Any] = json.loads(line) if line.startswith("{") else {"message": line}  # Ray's C++ writes plain lines
+        # Ray's own programs write plain lines.
+        record: dict[str, Any] = json.loads(line) if line.startswith("{") else {"message": line}
         text, pid = str(record["message"]), record.get("pid", 0)
         # By its process: the last lines of a killed worker may come when the next one has begun.
         attempt = next((attempt for attempt in reversed(self.attempts) if attempt.pid == pid), None)
