@@ -62,9 +62,7 @@ class Watch:
     """What the driver's JSON log has said of the run."""
 
     def __init__(self) -> None:
-        self._early: list[
-            tuple[int, int]
-        ] = []  # attempt and step, before the first line of the attempt
+        self._early: list[tuple[int, int]] = []  # attempt and step, before the first line of the attempt
         self.attempts: list[Attempt] = []
         self.ranks: dict[int, int] = {}
         self.passed_over: list[int] = []
