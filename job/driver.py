@@ -50,9 +50,9 @@ def run(config: Config, log_format: logs.Format = "text") -> int:
     if _is_finished(config, store):
         log.info("run %s is finished: %d steps done", config.run.uri, _saved_step(store))
         return 0
+    forward_as(log_format)
     cluster.connect(config.cluster.workers * config.cluster.cpus_per_worker)
     log_as(log_format)
-    forward_as(log_format)
     stop = threading.Event()
     # After connecting, because Ray sets a handler of signals of its own.
     with stop_signals(stop.set) as signals, training_progress() as show:

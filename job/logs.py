@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ray._private.ray_logging import global_worker_stdstream_dispatcher
+import ray._private.worker
 
 from autopainter import logs
 
@@ -22,13 +22,12 @@ def log_as(form: logs.Format) -> None:
 
 
 def forward_as(form: logs.Format) -> None:
-    """Show what other processes write on this driver's stderr; Ray's own way puts a prefix before each line."""
+    """Before this driver connects: how it shows what others write. Ray's own way puts a prefix before each line."""
     if form == "json":
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
-        global_worker_stdstream_dispatcher.add_handler("ray_print_logs", _forward)
+        ray._private.worker.print_to_stdstream = _forward
 
 
-def _forward(batch: Mapping[str, Any]) -> None:
-    about = {"pid": batch.get("pid"), "ip": batch.get("ip"), "process": batch.get("actor_name") or "ray"}
-    for line in batch["lines"]:
-        print(logs.as_json(line, **about), file=sys.stderr)
+def _forward(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    about = {"pid": data.get("pid"), "ip": data.get("ip"), "process": data.get("actor_name") or "ray"}
+    for line in (line for text in data["lines"] for line in text.splitlines()):
+        sys.stderr.write(f"{logs.as_json(line, **about)}\n")  # whole, because other threads log too

@@ -74,7 +74,7 @@ class Watch:
 
     def feed(self, line: str) -> None:
         """Take over one line."""
-        # Ray's own programs write plain lines.
+        # What is written past the log, such as the interpreter's last words, is plain.
         record: dict[str, Any] = json.loads(line) if line.startswith("{") else {"message": line}
         text, pid = str(record["message"]), record.get("pid", 0)
         # By its process: the last lines of a killed worker may come when the next one has begun.
