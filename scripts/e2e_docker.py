@@ -59,21 +59,29 @@ class Docker:
 
 
 class Engine(Service):
-    """A Docker engine that leaves neither a bridge nor firewall rules: images are built on the host's network."""
+    """A Docker engine without a bridge of its own, whose firewall rules go with it; it builds on the host's network."""
 
     kind = "dockerd"
     stop_seconds = 90.0
 
     def __init__(self) -> None:
         super().__init__(detach=False)
+        self._rules = b""
+
+    def _finish(self, grace: float) -> None:
+        super()._finish(grace)
+        if self._rules:
+            subprocess.run(["iptables-restore"], input=self._rules, check=True)
+            self._rules = b""
 
     def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
         if Path("/sys/class/net/docker0").exists():  # an engine without a bridge removes that of others
             raise ServiceError("a Docker engine seems to run here but does not answer; name it with DOCKER_HOST")
+        self._rules = subprocess.run(["iptables-save"], check=True, capture_output=True).stdout
         folder = self._scratch()
         self.host = f"unix://{folder}/docker.sock"
         command = ["dockerd", f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--host={self.host}"]
-        command += [f"--pidfile={folder}/pid", "--bridge=none", "--iptables=false"]
+        command += [f"--pidfile={folder}/pid", "--bridge=none", "--ip-forward=false"]
         return command, {}, folder / "dockerd.log"
 
     def _probe(self) -> None:

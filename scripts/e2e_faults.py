@@ -14,19 +14,30 @@ KINDS = ("term", "memory", "worker", "head")
 PROGRESS_STEPS = 15
 """Least steps between a start and the next fault."""
 _KILL_SECONDS = 30.0
-# All that is free, what the kernel can free (files in its cache), and some more, at once: the kernel then looks for a
-# process to kill, and Ray has told it to take its workers first. Ray's own monitor would see what grows slowly.
+# All that is free, what the kernel can free (files in its cache), and some more: the kernel looks for a process to
+# kill, and Ray has told it to take its workers, the largest first. The raylet sleeps meanwhile: its own monitor, which
+# would kill at 90 % of the limit, is not what is tried here.
 _ALLOCATE = """
-import mmap, pathlib, re
+import mmap, os, pathlib, re, signal
 v1, v2 = pathlib.Path("/sys/fs/cgroup/memory"), pathlib.Path("/sys/fs/cgroup")
 names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if v1.exists() else ("memory.max", "memory.current")
 place = v1 if v1.exists() else v2
-limit, used = (int((place / name).read_text()) for name in names)
-stat = (place / "memory.stat").read_text()
-cached = sum(map(int, re.findall(r"^(?:in)?active_file (\\d+)", stat, re.MULTILINE)))
-size = limit - used + cached + (300 << 20)
-mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
+programs = {path.read_text().strip(): int(path.parent.name) for path in pathlib.Path("/proc").glob("[0-9]*/comm")}
+raylet = programs["raylet"]
+os.kill(raylet, signal.SIGSTOP)
+try:
+    limit, used = (int((place / name).read_text()) for name in names)
+    stat = (place / "memory.stat").read_text()
+    cached = sum(map(int, re.findall(r"^(?:in)?active_file (\\d+)", stat, re.MULTILINE)))
+    size = limit - used + cached + (300 << 20)
+    if not (child := os.fork()):
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
+        os._exit(0)
+    os.waitpid(child, 0)
+finally:
+    os.kill(raylet, signal.SIGCONT)
 """
+_TRAINERS = "grep -l RayTrainWorke /proc/[0-9]*/comm"
 _KERNEL_KILLS = "cat /sys/fs/cgroup/memory/memory.oom_control /sys/fs/cgroup/memory.events 2>/dev/null"
 
 Seen = Callable[[], str]
@@ -101,15 +112,24 @@ def _term(place: Scenario) -> Seen:
 
 def _memory(place: Scenario) -> Seen:
     pod = _oldest(place)
-    before = _kernel_kills(place, pod)
+    before, trainers = _kernel_kills(place, pod), _trainers(place, pod)
 
     def is_killed() -> bool:
-        place.docker.try_("exec", pod.main, "python3", "-c", _ALLOCATE)
+        done = place.docker.try_("exec", pod.main, "python3", "-c", _ALLOCATE)
+        if done.returncode:
+            raise Failed(f"memory: {done.stderr.strip()[-300:]}")
         return _kernel_kills(place, pod) > before
 
     place.until(is_killed, "memory: the kernel's kill", _KILL_SECONDS)
+    if not trainers - _trainers(place, pod):
+        raise Failed("memory: the kernel has killed something else than the training process")
     killed = _kernel_kills(place, pod) - before
-    return lambda: f"the kernel killed {killed} of the container's processes; {_fate(pod)}"
+    return lambda: f"the kernel killed {killed} of its processes, the training one among them; {_fate(pod)}"
+
+
+def _trainers(place: Scenario, pod: Pod) -> set[str]:
+    """Training processes of a container."""
+    return set(place.docker.try_("exec", pod.main, "sh", "-c", _TRAINERS).stdout.split())
 
 
 def _kernel_kills(place: Scenario, pod: Pod) -> int:

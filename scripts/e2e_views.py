@@ -6,7 +6,7 @@ import re
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,14 @@ class Attempt:
 
 
 class RunLog:
-    """What the job's log has said of a run."""
+    """What the job's log has said of a run.
 
-    def __init__(self, run: str) -> None:
+    Args:
+        clock: seconds, when lines are taken over.
+    """
+
+    def __init__(self, run: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._begins = re.compile(rf"run {re.escape(run)}, attempt (\d+): steps (\d+) to ")
         self.attempts: list[Attempt] = []
 
@@ -53,13 +58,13 @@ class RunLog:
                     self._begin(int(found[1]), int(found[2]))
             elif attempt and (found := re.search(r"\bstep (\d+)/\d+ ", line)) and int(found[1]) > attempt.last:
                 attempt.last = int(found[1])
-                attempt.times[attempt.last] = time.monotonic()
+                attempt.times[attempt.last] = self._clock()
             elif attempt and (found := re.search(r"checkpoint of step (\d+) saved", line)):
                 attempt.saved = max(attempt.saved, int(found[1]))
 
     def _begin(self, number: int, start: int) -> None:
         """A start. The driver may have shown its first steps before the worker's line came."""
-        new, now = Attempt(number, start, last=start), time.monotonic()
+        new, now = Attempt(number, start, last=start), self._clock()
         if old := self.current:
             early = {step: seen for step, seen in old.times.items() if step > start and now - seen < _EARLY_SECONDS}
             old.times = {step: seen for step, seen in old.times.items() if step not in early}

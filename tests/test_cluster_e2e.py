@@ -124,24 +124,40 @@ def test_prometheus_is_shown_the_ports_of_the_pod_monitors(
         assert done.returncode == 0
 
 
+WORKER = "\x1b[36m(RayTrainWorker pid=9, ip=10.0.0.3)\x1b[0m"
+FIRST_START = [
+    f"{WORKER} 09:00:01 run mine, attempt 1: steps 0 to 20 on 2 worker(s)",
+    "09:00:02 step 5/20  1.0 images/s",
+    f"{WORKER} 09:00:02 checkpoint of step 5 saved",
+    "09:00:03 step 8/20  1.0 images/s",
+]
+
+
 def test_a_run_is_read_from_the_jobs_log() -> None:
-    log = RunLog("mine")
+    now = 100.0
+    log = RunLog("mine", lambda: now)
     log.feed(["09:00:00 run other, attempt 9: steps 5 to 20 on 2 worker(s)", "step 3/20  1.0 images/s"])
     assert log.attempts == []
-    first = [
-        "\x1b[36m(RayTrainWorker pid=9, ip=10.0.0.3)\x1b[0m 09:00:01 run mine, attempt 1: steps 0 to 20 on 2 worker(s)",
-        "09:00:02 step 5/20  1.0 images/s",
-        "\x1b[36m(RayTrainWorker pid=9, ip=10.0.0.3)\x1b[0m 09:00:02 checkpoint of step 5 saved",
-        "09:00:03 step 8/20  1.0 images/s",
-    ]
-    log.feed(first)
+    log.feed(FIRST_START)
     (old,) = log.attempts
     assert (old.start, old.saved, old.last) == (0, 5, 8)
+    now += 30
     # Another submitter begins at the beginning; what it repeats is not news.
-    log.feed([*first, "run mine, attempt 2: steps 5 to 20 on 2 worker(s)", "step 6/20 ", "step 8/20 "])
+    log.feed([*FIRST_START, "run mine, attempt 2: steps 5 to 20 on 2 worker(s)", "step 6/20 ", "step 8/20 "])
     assert (len(log.attempts), log.attempts[1].start, log.first_beyond(old)) == (2, 5, None)
+    now += 1
     log.feed(["step 9/20 "])
-    assert log.first_beyond(old) == log.attempts[1].times[9]
+    assert log.first_beyond(old) == now
+
+
+def test_a_step_that_is_shown_before_its_start_belongs_to_that_start() -> None:
+    now = 100.0
+    log = RunLog("mine", lambda: now)
+    log.feed(FIRST_START)
+    now += 30
+    log.feed(["step 9/20 ", "run mine, attempt 2: steps 8 to 20 on 2 worker(s)", "step 10/20 "])
+    old, new = log.attempts
+    assert (old.last, new.last, log.first_beyond(old)) == (8, 10, now)
 
 
 def test_an_unknown_fault_is_refused() -> None:
