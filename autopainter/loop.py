@@ -102,6 +102,9 @@ def train(config: Config, device: torch.device, host: Host | None = None) -> End
         if memory.ran_out(error) == "host":
             memory.note_host(run, config, parallel.world(), str(error))
         raise
+    except (UserError, Diverged):
+        memory.forget_kernel_kills(run)
+        raise
     memory.forget_kernel_kills(run)
     return ended
 

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,8 @@ def test_a_diverged_run_stops_and_keeps_the_last_good_checkpoint(small_settings:
     step, state = newest(settings)
     assert step == 4
     assert all(tensor.isfinite().all() for tensor in state.values())
+    of_this_run = f"*{tmp_path.parent.name}-{tmp_path.name}*".replace("_", "-")
+    assert not list(Path(tempfile.gettempdir()).glob(f"autopainter-memory-{of_this_run}"))
 
 
 @pytest.mark.usefixtures("spoilt_fifth_step")
