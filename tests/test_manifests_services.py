@@ -36,7 +36,7 @@ class StorageOfTheManifest(SeaweedFS):
 @pytest.fixture
 def storage(tmp_path: Path) -> Iterator[SeaweedFS]:
     """A running one, which is ready when both buckets take and give objects."""
-    with StorageOfTheManifest(tmp_path / "data") as server:
+    with StorageOfTheManifest(tmp_path / "data", ("datasets", "autopainter")) as server:
         yield server
 
 
@@ -45,9 +45,9 @@ def test_storage_of_the_manifest_has_the_buckets_and_asks_for_the_key(storage: S
     unsigned = botocore.config.Config(signature_version=botocore.UNSIGNED, proxies={})
     stranger = boto3.client("s3", endpoint_url=storage.endpoint, region_name="us-east-1", config=unsigned)
     with pytest.raises(botocore.exceptions.ClientError, match="AccessDenied"):
-        stranger.put_object(Bucket="runs", Key="x", Body=b"x")
+        stranger.put_object(Bucket="autopainter", Key="x", Body=b"x")
     with pytest.raises(botocore.exceptions.ClientError, match="NoSuchBucket"):
-        storage.client().put_object(Bucket="runz", Key="x", Body=b"x")  # a typo makes no bucket
+        storage.client().put_object(Bucket="autopaimter", Key="x", Body=b"x")  # a typo makes no bucket
 
 
 class BoardOfTheManifest(TensorBoard):
