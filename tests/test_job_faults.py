@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import JobSettings
-from driving import Driver, assert_same_run, assert_same_state, final_state
+from driving import Driver, assert_same_state, final_state
 from services import RayCluster, RayNode, SeaweedFS
 
 from autopainter import checkpoint, journal, storage
@@ -46,9 +46,8 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_saves_and_the_same_command_continues(
-    ray: RayCluster, job_settings: JobSettings, undisturbed: str, tmp_path: Path, number: int, code: int
-) -> None:
+def test_a_stopped_run_saves(ray: RayCluster, job_settings: JobSettings, number: int, code: int) -> None:
+    """That the same command then ends in the same weights is shown by the chaos run's SIGTERM."""
     settings, run = job_settings(2)
     driver = Driver([*settings, *RARELY])
     driver.wait_for(r"step 5/")
@@ -59,10 +58,6 @@ def test_a_stopped_run_saves_and_the_same_command_continues(
     assert int(re.findall(r"step (\d+)/", output)[-1]) == step  # nothing is lost
     assert "starting again" not in output
     assert [entry.kind for entry in journal.read(storage.open_store(run))] == ["stopped"]
-    if number == signal.SIGTERM:
-        output = Driver([*settings, *RARELY]).finish()
-        assert f"continuing run {run} from its checkpoint of step {step}" in output
-        assert_same_run(run, undisturbed, tmp_path)
 
 
 def test_a_stop_before_any_worker_trains_ends_at_once(ray: RayCluster, job_settings: JobSettings) -> None:
