@@ -6,7 +6,10 @@
 The same command again continues the run.
 """
 
+import os
 import sys
+import threading
+from typing import NoReturn
 
 import click
 
@@ -38,5 +41,15 @@ def train(start: Start) -> int:
     return driver.run(config, start.log_format)
 
 
+def _leave(code: int) -> NoReturn:
+    """End this process."""
+    if any(thread.name == "fit" for thread in threading.enumerate()):
+        # It waits for workers that never came. Ray, shutting down beside it, could end the process with another code.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(exit_code_of(lambda: train.main(standalone_mode=False), "job/train.py"))
+    _leave(exit_code_of(lambda: train.main(standalone_mode=False), "job/train.py"))
