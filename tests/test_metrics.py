@@ -327,12 +327,19 @@ def test_a_run_leaves_its_last_values_in_a_folder_that_was_named(small_settings:
     assert all(after[key] >= value for key, value in samples.items() if key[0] in counters)
 
 
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temporary folder of this process, empty."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))  # torch would make it there
+    return folder
+
+
 def test_a_run_with_a_port_only_leaves_nothing(
-    small_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_settings: list[str], tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     (port,) = free_ports(1)
     seen: list[str] = []
     ended = Metrics.ended
@@ -400,11 +407,8 @@ def test_a_run_that_has_to_move_has_not_ended(small_settings: list[str], tmp_pat
 
 
 def test_counters_go_on_in_a_temporary_folder_after_a_failure(
-    small_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_settings: list[str], tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     (port,) = free_ports(1)
     config = settings(small_settings, tmp_path / "runs", "train.steps=3", f"telemetry.prometheus_port={port}")
     with monkeypatch.context() as patch:
