@@ -24,13 +24,14 @@ class Painter:
     """A trained generator.
 
     Attributes:
+        generator: the averaged generator, on the CPU, in evaluation mode.
         config: configuration of the run that it comes from.
         step: training steps behind it.
     """
 
     def __init__(self, generator: UNet, config: Config, step: int, manifest_id: str) -> None:
         self.config, self.step, self.manifest_id = config, step, manifest_id
-        self._generator = generator.eval()
+        self.generator = generator.eval()
 
     @classmethod
     def load(cls, run_uri: str, step: int | None = None) -> "Painter":
@@ -70,10 +71,10 @@ class Painter:
         Any H and W: the edges are continued to the next size that the network takes, and cut off again.
         """
         height, width = sketch.shape[-2:]
-        stride = 1 << self._generator.levels
+        stride = 1 << self.generator.levels
         margins = (0, -width % stride, 0, -height % stride)
         condition = F.pad(network_input(sketch, hint), margins, mode="replicate")
-        return to_pixels(self._generator(condition))[..., :height, :width]
+        return to_pixels(self.generator(condition))[..., :height, :width]
 
     def paint(self, sketch: Image, hints: Image | None = None) -> Image:
         """Paint one picture.

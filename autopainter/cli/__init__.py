@@ -6,7 +6,7 @@ import sys
 import click
 
 from autopainter import __version__
-from autopainter.cli import checkpoints, data, doctor, metrics, model, run
+from autopainter.cli import checkpoints, data, doctor, evaluate, metrics, model, paint, run
 from autopainter.cli.common import Start, exit_code_of, print_plan, start_options
 
 __all__ = ["Start", "cli", "exit_code_of", "main", "print_plan", "start_options"]
@@ -19,7 +19,7 @@ def cli() -> None:
 
 
 for command in (
-    data.pack, data.index, data.inspect, model.vgg, model.train, model.list_fields, model.paint, model.evaluate,
+    data.pack, data.index, data.inspect, model.vgg, model.train, model.list_fields, paint.paint, evaluate.evaluate,
     checkpoints.checkpoints, run.replay, run.journal,
     metrics.metrics, doctor.doctor,
 ):  # fmt: skip

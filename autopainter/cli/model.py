@@ -1,9 +1,7 @@
-"""Commands about models: vgg | train | fields | paint | evaluate."""
+"""Commands about models: vgg | train | fields."""
 
-import json
 import logging
 import os
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -87,63 +85,3 @@ def list_fields() -> None:
         click.echo(f"{name}\n    {description}")
     click.echo(f"\nEach can be set in the file, with --set {name}=..., or as {ENVIRONMENT_PREFIX}"
                f"{name.upper().replace('.', '__')}=...")  # fmt: skip
-
-
-@click.command()
-@click.argument("sketches", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SKETCH...")
-@click.option("--run", "run_uri", required=True, metavar="RUN", help="Folder or s3:// URI of a run.")
-@click.option("--step", type=int, help="A saved step; the newest if not given.")
-@click.option(
-    "--hints",
-    "hints_file",
-    type=click.Path(path_type=Path),
-    metavar="PNG",
-    help="Picture of the sketch's size whose opaque pixels are the colour hints.",
-)
-@click.option("--size", type=click.IntRange(min=16), help="Resize the sketch so that its longer edge has this length.")
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="PNG file for one sketch; a folder for several.",
-)
-@click.option("--dry-run", is_flag=True, help="Print the run's configuration and what would be painted, and stop.")
-def paint(
-    sketches: tuple[Path, ...],
-    run_uri: str,
-    step: int | None,
-    hints_file: Path | None,
-    size: int | None,
-    output: Path,
-    dry_run: bool,
-) -> None:
-    """Paint sketches with a trained run."""
-    from autopainter.paint import Painter, paint_files
-
-    painter = Painter.load(run_uri, step)
-    if dry_run:
-        print_plan(painter.config, f"paints {len(sketches)} sketch(es) into {output} with step {painter.step}")
-        return
-    for written in paint_files(painter, sketches, hints_file, size, output):
-        click.echo(written)
-
-
-@click.command()
-@click.option("--run", "run_uri", required=True, metavar="RUN", help="Folder or s3:// URI of a run.")
-@click.option("--step", type=int, help="A saved step; the newest if not given.")
-@click.option("--sheet", type=click.Path(path_type=Path), metavar="PNG", help="Write a contact sheet of some samples.")
-@click.option("--samples", type=click.IntRange(min=1), default=24, show_default=True, help="Samples in the sheet.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def evaluate(run_uri: str, step: int | None, sheet: Path | None, samples: int, as_json: bool) -> None:
-    """Score a run on its validation split, with and without hints."""
-    from autopainter.evaluate import evaluate_run
-
-    scores = evaluate_run(run_uri, step, sheet, samples)
-    if as_json:
-        click.echo(json.dumps({name: asdict(score) for name, score in scores.items()}))
-        return
-    click.echo(f"{'':24}{'PSNR dB':>10}{'error /255':>12}")
-    for name, score in scores.items():
-        click.echo(f"{name:24}{score.psnr:10.2f}{score.error:12.2f}")
