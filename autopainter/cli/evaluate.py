@@ -60,9 +60,7 @@ def _print(found: "Evaluation") -> None:
     click.echo(f"\n{found.images} images of {found.image_size}x{found.image_size} of the validation split of"
                f" {found.manifest}, step {found.step}; errors in [0, 255]")  # fmt: skip
     if "fd_vgg" in columns:
-        click.echo(
-            f"FD-VGG is too large for few images: compare it only between runs scored on the same {found.images}"
-        )
+        click.echo(f"FD-VGG is biased upwards for few images: compare only what was scored on these {found.images}")
     for reason in dict.fromkeys(found.absent.values()):
         titles = [COLUMNS[name].title for name, why in found.absent.items() if why == reason]
         click.echo(f"no {', '.join(titles)}: {reason}")
