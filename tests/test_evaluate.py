@@ -138,6 +138,9 @@ def test_a_limit_takes_the_first_images(found, run, weights):
     batch = whole_split(Painter.load(run))
     expected = Score().add(batch.sketch[:2].expand(-1, 3, -1, -1), batch.color[:2]).psnr
     assert two.scores["sketch"]["psnr"] == pytest.approx(expected, rel=1e-5)
+    mean = batch.color[:2].double().mean(dim=(0, 2, 3), keepdim=True).round().to(torch.uint8)
+    expected = Score().add(mean.expand(2, -1, 32, 32), batch.color[:2]).error
+    assert two.scores["mean colour"]["error"] == pytest.approx(expected, rel=1e-5)
     assert one.absent == {"fd_vgg": "one image has no covariance; at least two are needed"}
     assert list(one.scores["painted"]) == [name for name in ALL if name != "fd_vgg"]
     assert evaluate_run(run, None, weights=str(weights), limit=1000) == found
@@ -215,8 +218,7 @@ def test_weights_beside_those_of_training_are_found(packed, weights, printed, tm
     [
         ("{}/none/vgg.safetensors", "{0}/none/vgg16-lpips.safetensors: not found; make it with 'autopainter vgg"
          " --metrics-weights {0}/none'"),
-        ("https://localhost:1/vgg.safetensors", "--metrics-weights FOLDER is needed"),
-        ("ftp://host/vgg.safetensors", "unknown kind of storage"),
+        ("https://localhost:1/vgg.safetensors", "unknown kind of storage"),  # nothing is downloaded unasked
         ("s3://no-such-bucket/vgg.safetensors", "there is no bucket 'no-such-bucket'"),
     ],
 )  # fmt: skip

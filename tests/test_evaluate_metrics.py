@@ -55,15 +55,16 @@ def test_ssim_is_that_of_wang_over_the_mean_of_the_channels(size):
         np.mean([reference_ssim(*channels) for channels in zip(one, other, strict=True)])
         for one, other in zip(painted.numpy().astype(float), target.numpy().astype(float), strict=True)
     ]
-    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+    assert found.tolist() == pytest.approx(expected, abs=5e-5)
     assert found[0] > found[1] > found[2]
 
 
 def test_ssim_of_extremes():
     image = pictures(1)
-    assert ssim(image, image).item() == pytest.approx(1, abs=1e-12)
+    assert ssim(image, image).item() == pytest.approx(1, abs=1e-6)
     black, white = torch.zeros_like(image), torch.full_like(image, 255)
     assert 0 < ssim(black, white).item() < 1e-3
+    assert ssim(white, white - 1).item() == pytest.approx(1, abs=1e-3)  # flat and nearly white, where float32 is worst
 
 
 # The error inside hints
@@ -117,7 +118,7 @@ def test_the_frechet_distance_is_that_of_numpy_in_batches_of_any_size(count):
 
 def test_the_frechet_distance_of_known_gaussians():
     one = features(600, 0)
-    assert 0 <= frechet(one, one, [600]) < 1e-3
+    assert 0 <= frechet(one[:40], one[:40], [40]) < 1e-3  # where rounding gives less than 0
     assert frechet(one, one + 0.5, [600]) == pytest.approx(512 * 0.25, rel=1e-6)  # means alone
     centred = one - one.mean(axis=0)
     expected = np.square(centred).sum() / 599 * (3 - 1) ** 2  # deviations alone: the sum of their squared differences
@@ -172,7 +173,7 @@ def test_a_row_holds_each_metric_as_a_mean_over_images(networks):
     values = row.values()
     assert list(values) == list(COLUMNS)
     assert row.hinted_images == 4
-    assert values["ssim"] == pytest.approx(ssim(painted, batch.color).mean().item(), rel=1e-9)
+    assert values["ssim"] == pytest.approx(ssim(painted, batch.color).mean().item(), rel=1e-5)
     assert values["hint_error"] == pytest.approx(hint_error(painted, batch.hint).mean().item(), rel=1e-9)
     assert values["error"] == pytest.approx(np.abs(painted.numpy() - batch.color.numpy().astype(float)).mean())
     for net, network in networks.items():

@@ -109,8 +109,8 @@ def test_a_picture_is_at_no_distance_from_itself_and_as_far_there_as_back(networ
     assert networks[net](worse, worse).tolist() == [0, 0, 0, 0]
     there, back = networks[net](ramp.expand_as(worse), worse), networks[net](worse, ramp.expand_as(worse))
     assert torch.equal(there, back)
-    black = torch.full((1, 3, 64, 64), -1.0, dtype=torch.float64)
-    assert networks[net](black, black).tolist() == [0]  # also where all channels of a map are 0
+    nothing = [torch.zeros_like(maps) for maps in networks[net].maps(ramp)]
+    assert networks[net].distance(nothing, nothing).tolist() == [0]  # where all channels are 0
 
 
 @pytest.mark.parametrize(("net", "smallest"), [("vgg", 16), ("alex", 31)])

@@ -24,12 +24,20 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
 @click.option("--limit", type=click.IntRange(min=1), help="Score the first so many images only.")
 @click.option("--sheet", type=click.Path(path_type=Path), metavar="PNG", help="Write a contact sheet of some samples.")
 @click.option("--samples", type=click.IntRange(min=1), default=24, show_default=True, help="Samples in the sheet.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(
-    run_uri: str, step: int | None, weights: str | None, limit: int | None, sheet: Path | None, samples: int,
+    run_uri: str,
+    step: int | None,
+    weights: str | None,
+    limit: int | None,
+    sheet: Path | None,
+    samples: int,
     as_json: bool,
-) -> None:  # fmt: skip
-    """Score a run on its validation split, with and without hints."""
+) -> None:
+    """Score a run on its validation split, with and without hints, beside what no network would score.
+
+    PSNR, SSIM, LPIPS, FD-VGG and the colour error inside the hints; docs/evaluation.md says what each is.
+    """
     from autopainter.evaluate.run import evaluate_run
     from autopainter.progress import progress_bar
 

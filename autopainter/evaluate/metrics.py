@@ -90,16 +90,17 @@ def ssim(painted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Structural similarity (Wang, Bovik, Sheikh and Simoncelli 2004, equation 13, K1 = 0.01, K2 = 0.03).
 
     Windows are Gaussian, 11x11, sigma 1.5, and lie wholly inside the picture, as in the authors' code. Theirs was for
-    grey pictures: here it is the mean over R, G and B.
+    grey pictures: here it is the mean over R, G and B. In float32 flat areas come out up to 4e-4 off; in float64 a
+    picture of 512x512 would take 1.3 GB on a CPU and ten times as long.
 
     Args:
         painted, target: uint8 [B, 3, H, W] of at least 11x11 pixels.
 
     Returns:
-        float64 [B], at most 1.
+        float32 [B], at most 1.
     """
     _, places = structural_similarity_index_measure(
-        painted.double(), target.double(), sigma=_SSIM_SIGMA, data_range=255.0, reduction="none", return_full_image=True
+        painted.float(), target.float(), sigma=_SSIM_SIGMA, data_range=255.0, reduction="none", return_full_image=True
     )
     inside = slice(_SSIM_MARGIN, -_SSIM_MARGIN)  # the library mirrors the edges to fill the windows beyond them
     return places[..., inside, inside].mean(dim=(1, 2, 3))

@@ -1,6 +1,6 @@
 """A run scored on its whole validation split, without and with hints, beside two ways to paint without a network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,13 @@ from autopainter.sheet import contact_sheet
 from autopainter.uri import split
 
 _BATCH = 16
-_BATCH_PIXELS = 1 << 19  # VGG16's maps of so many pixels take 0.3 GB
+_BATCH_PIXELS = 1 << 19  # what the metrics of so many pixels take on a CPU: 0.8 GB
 _SHEET_COLUMNS = 2
 _SHEET_TILE = 96
+
+ROWS = ("sketch", "mean colour", "painted", "painted with hints")
+"""The bare lines; each picture flat in the mean colour of these targets (of all flat colours the one with the least
+squared error: what is no better has learned nothing from the sketch); the run without and with hints."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,9 +43,7 @@ class Evaluation:
         image_size: edge of the pictures in pixels.
         images: how many of the validation split, and ``hinted_images`` how many of them have hints.
         weights: sha256 of the files that LPIPS and FD-VGG come from; empty without them.
-        scores: by row, then by the names of ``metrics.COLUMNS``. The rows are ``sketch`` (the bare lines),
-            ``mean colour`` (each picture flat in the mean colour of these targets: of all flat colours the one with the
-            least squared error), ``painted`` and ``painted with hints``.
+        scores: by the names of ``ROWS``, then by those of ``metrics.COLUMNS``.
         absent: why there is no such metric, by name.
     """
 
@@ -85,34 +87,25 @@ def evaluate_run(
         CorruptData, StorageError: something is damaged, or storage kept failing.
     """
     painter = Painter.load(run_uri, step)
-    config, manifest = painter.config, manifests.load(painter.config.data.manifest)
-    if manifest.id != painter.manifest_id:
-        raise UserError(
-            f"data.manifest: {config.data.manifest} is another data set (sha256 {manifest.id[:12]}) than the run"
-            f" {run_uri} was trained on ({painter.manifest_id[:12]}): its validation split may hold what was trained on"
-        )
+    config, manifest = painter.config, _manifest(painter, run_uri)
     images = sum(len(shard.samples) for shard in manifest.split("validation"))
     images = images if limit is None else min(images, limit)
     networks, absent = _networks(weights, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for network in (painter.generator, *networks.values()):
         network.to(device)
-    size = max(min(_BATCH, _BATCH_PIXELS // config.data.image_size**2), 1)
-    rows = {name: Row(networks) for name in ("sketch", "mean colour", "painted", "painted with hints")}
+    rows = {name: Row(networks) for name in ROWS}
     gallery = _Gallery(samples if sheet else 0)
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    done = 0
     with torch.no_grad(), exact:
-        mean = _mean_color(manifest, config, size, limit)
-        for batch in validation_batches(manifest, config, size, limit):
-            batch = batch.to(device)
-            plain, hinted = paint_both(painter.batch, batch)
+        for batch, paintings in _paintings(painter, manifest, device, limit):
             target = Target(batch, networks)
-            flat = mean.to(device).expand_as(batch.color)
-            for row, painted in zip(rows.values(), (batch.sketch.expand_as(batch.color), flat, plain, hinted),
-                                    strict=True):  # fmt: skip
+            for row, painted in zip(rows.values(), paintings, strict=True):
                 row.add(painted, target)
-            gallery.add(batch, plain, hinted)
-            progress("evaluated", batch.step * size + len(batch.keys), images)
+            gallery.add(batch, *paintings[2:])
+            done += len(batch.keys)
+            progress("evaluated", done, images)
     if sheet:
         gallery.write(sheet)
     if networks and images < 2:
@@ -128,14 +121,46 @@ def evaluate_run(
     )  # fmt: skip
 
 
+def _manifest(painter: Painter, run_uri: str) -> Manifest:
+    """The data set that a run was trained on; ``UserError`` if another one has taken its place."""
+    uri = painter.config.data.manifest
+    manifest = manifests.load(uri)
+    if manifest.id != painter.manifest_id:
+        raise UserError(
+            f"data.manifest: {uri} is another data set (sha256 {manifest.id[:12]}) than the run {run_uri} was trained"
+            f" on ({painter.manifest_id[:12]}), which may have seen what is held out there; bring that one back"
+        )
+    return manifest
+
+
+def _paintings(
+    painter: Painter, manifest: Manifest, device: torch.device, limit: int | None
+) -> Iterator[tuple[Batch, tuple[torch.Tensor, ...]]]:
+    """The validation batches on the device, each with its paintings of ``ROWS``, uint8 [B, 3, S, S]."""
+    size = max(min(_BATCH, _BATCH_PIXELS // painter.config.data.image_size**2), 1)
+    flat = _mean_color(validation_batches(manifest, painter.config, size, limit)).to(device)
+    for batch in validation_batches(manifest, painter.config, size, limit):
+        batch = batch.to(device)
+        plain, hinted = paint_both(painter.batch, batch)
+        yield batch, (batch.sketch.expand_as(batch.color), flat.expand_as(batch.color), plain, hinted)
+
+
+def _mean_color(batches: Iterable[Batch]) -> torch.Tensor:
+    """Mean colour of the targets: uint8 [1, 3, 1, 1]."""
+    total, pixels = torch.zeros(3, dtype=torch.int64), 0
+    for batch in batches:
+        total += batch.color.sum(dim=(0, 2, 3))
+        pixels += batch.color[:, 0].numel()
+    return (total.double() / pixels).round().to(torch.uint8).view(1, 3, 1, 1)
+
+
 def _networks(folder: str | None, config: Config) -> tuple[Mapping[lpips.Net, lpips.LPIPS], dict[str, str]]:
     """The networks of LPIPS, or why there are none, by the names of the metrics."""
     if folder:
         return lpips.load(folder, "--metrics-weights"), {}
-    beside = config.loss.vgg_weights
-    if not beside or beside.startswith("https://"):  # what nobody asked for is not downloaded
+    if not config.loss.vgg_weights:
         return {}, dict.fromkeys(PERCEPTUAL, f"--metrics-weights FOLDER is needed; {lpips.advice('FOLDER')}")
-    folder = split(beside)[0]
+    folder = split(config.loss.vgg_weights)[0]
     try:
         store = storage.open_store(folder)
         missing = [name for name in lpips.FILES if store.size(name) is None]
@@ -145,15 +170,6 @@ def _networks(folder: str | None, config: Config) -> tuple[Mapping[lpips.Net, lp
         reason = f"{store.locate(missing[0])}: not found; {lpips.advice(folder)}"
         return {}, dict.fromkeys(PERCEPTUAL, reason)
     return lpips.load(folder, "--metrics-weights"), {}
-
-
-def _mean_color(manifest: Manifest, config: Config, size: int, limit: int | None) -> torch.Tensor:
-    """Mean colour of the targets: uint8 [1, 3, 1, 1]."""
-    total, pixels = torch.zeros(3, dtype=torch.int64), 0
-    for batch in validation_batches(manifest, config, size, limit):
-        total += batch.color.sum(dim=(0, 2, 3))
-        pixels += batch.color[:, 0].numel()
-    return (total.double() / pixels).round().to(torch.uint8).view(1, 3, 1, 1)
 
 
 class _Gallery:

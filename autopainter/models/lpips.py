@@ -93,8 +93,8 @@ class LPIPS(nn.Module):
         """
         total = torch.zeros(len(maps[0]), device=maps[0].device)
         for one, other, head in zip(maps, others, self.heads, strict=True):
-            difference = (_unit(one) - _unit(other)).square()
-            total = total + (difference * head[:, None, None]).sum(dim=1).mean(dim=(1, 2))
+            difference = _unit(one).sub_(_unit(other)).square_()  # the first maps of a large picture fill memory
+            total = total + torch.einsum("bchw,c->bhw", difference, head).mean(dim=(1, 2))
         return total
 
     def forward(self, images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -103,7 +103,7 @@ class LPIPS(nn.Module):
 
 
 def _unit(maps: torch.Tensor) -> torch.Tensor:
-    return maps / (maps.square().sum(dim=1, keepdim=True).sqrt() + _EPSILON)
+    return maps / (torch.linalg.vector_norm(maps, dim=1, keepdim=True) + _EPSILON)
 
 
 def load(folder: str, field: str) -> dict[Net, LPIPS]:
