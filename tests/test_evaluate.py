@@ -191,6 +191,13 @@ def test_the_sheet(run, printed, tmp_path):
     assert cv2.imread(str(sheet)).shape == (22 + 2 * 100, 2 * 500 + 20, 3)
 
 
+def test_a_run_without_hints_has_no_hint_error(packed, printed, tmp_path):
+    run = save(tmp_path / "run", packed, "hints.max_blocks=0", "hints.max_strokes=0")
+    lines = printed("--run", run).splitlines()
+    assert lines[0].split() == ["PSNR", "dB", "SSIM", "error"]
+    assert lines[-1] == "no hint error: none of the images has hints"
+
+
 # Where the weights come from
 
 

@@ -156,7 +156,7 @@ def _mean_color(batches: Iterable[Batch]) -> torch.Tensor:
 
 def _networks(folder: str | None, config: Config) -> tuple[Mapping[lpips.Net, lpips.LPIPS], dict[str, str]]:
     """The networks of LPIPS, or why there are none, by the names of the metrics."""
-    if folder:
+    if folder is not None:
         return lpips.load(folder, "--metrics-weights"), {}
     if not config.loss.vgg_weights:
         return {}, dict.fromkeys(PERCEPTUAL, f"--metrics-weights FOLDER is needed; {lpips.advice('FOLDER')}")
