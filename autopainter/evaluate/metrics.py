@@ -60,10 +60,10 @@ class Mean:
 class FrechetVGG:
     """Frechet distance between two sets of pictures, by the mean over places of their VGG16 relu5_3 maps.
 
-    The formula is that of the Frechet inception distance (Heusel et al. 2017, arXiv 1706.08500, section 3 and equation
-    6) on 512 features of another network, so its numbers are no FID. Means and covariances are streaming sums in
-    float64; the trace of the root of their product comes from its eigenvalues. With few pictures it is
-    biased upwards, so only distances over equal numbers of pictures can be compared.
+    The formula is that of the Frechet inception distance (Heusel et al. 2017, arXiv 1706.08500, equation 6) on 512
+    features of another network, so its numbers are no FID. Means and covariances are streaming sums in float64; the
+    trace of the root of the product of the covariances comes from its eigenvalues. With few pictures it is biased
+    upwards, so only distances over equal numbers of pictures can be compared.
     """
 
     def __init__(self) -> None:
