@@ -18,8 +18,8 @@ from autopainter.models.unet import UNet, levels_for
 KEYS = torch.tensor([3, -5, 2**62, 11])
 
 
-def unet(size=32, width=4, norm="instance", dropout=0.5, recompute="none", seed=0):
-    network = UNet(levels_for(size), width, norm, dropout, recompute)
+def unet(size=32, width=4, norm="instance", dropout=0.5, upsampling="transposed", recompute="none", seed=0):
+    network = UNet(levels_for(size), width, norm, dropout, upsampling, recompute)
     initialise(network, seed, 0)
     return network
 
@@ -59,6 +59,27 @@ def test_unet_paints_images_of_the_size_of_its_input(size):
     assert painted.abs().max() <= 1
     assert painted.min() < -0.9  # the whole range of the tanh is in reach
     assert painted.max() > 0.9
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch", "group"])
+def test_resize_convolutions_leave_no_checkerboard(norm):
+    """A flat map through one decoder block: transposed convolutions give each place another number of inputs."""
+    spread = {}
+    for upsampling in ("transposed", "resize"):
+        block = unet(norm=norm, upsampling=upsampling).up[1].eval()
+        inputs = 2 * 8  # the map of the level below and its skip
+        out = block.conv(torch.ones(1, inputs, 8, 8)).detach()[..., 2:-2, 2:-2]
+        spread[upsampling] = float(out.std(dim=(2, 3)).max() / out.abs().mean())
+    assert spread["resize"] < 1e-5 < 0.1 < spread["transposed"]
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_unet_with_resize_convolutions_paints(size):
+    network = unet(size, upsampling="resize")
+    painted = network(noise(2, 5, size, size), KEYS[:2])
+    assert painted.shape == (2, 3, size, size)
+    painted.sum().backward()
+    assert all(parameter.grad.any() for parameter in network.parameters() if parameter.dim() == 4)
 
 
 def test_unet_widths_are_those_of_pix2pix():
