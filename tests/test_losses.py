@@ -239,12 +239,12 @@ def test_the_penalty_and_its_gradient():
 
 
 def test_a_critic_of_slope_1_has_no_penalty():
-    real, fake = (torch.tensor(array, dtype=torch.float32) for array in IMAGES)
+    real, fake, alpha = (torch.tensor(array, dtype=torch.float32) for array in (*IMAGES, ALPHA))
     direction = torch.randn(60, generator=torch.Generator().manual_seed(0)).view(3, 4, 5)
     direction /= direction.norm()
     for factor, expected in ((1, 0.0), (3, 4.0)):
         value = losses.gradient_penalty(
-            lambda x, factor=factor: factor * (x * direction).sum(dim=(1, 2, 3)), real, fake, torch.tensor(ALPHA).float()
+            lambda x, factor=factor: factor * (x * direction).flatten(1).sum(1, True), real, fake, alpha
         )
         assert value.item() == pytest.approx(expected, abs=1e-5)
 
