@@ -48,7 +48,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3000, help="Training steps of each run.")
     parser.add_argument("--folder", type=Path, default=Path(".ablation"), help="Where everything is kept.")
     parser.add_argument("--samples", type=int, default=12, help="Rows of the sheet.")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="For all runs, as in training.")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="For all runs, as in training."
+    )
     options = parser.parse_args()
     folder = options.folder.absolute()
     data, weights = folder / f"openmoji-{options.size * 3 // 2}", folder / "weights"

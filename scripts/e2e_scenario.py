@@ -201,7 +201,9 @@ class Scenario:
         if self.docker.try_("exec", worker, *stranger, *client).returncode == 0:
             raise Failed("Ray's client port takes strangers")
         # Else the lines above say nothing. Ray gives up on a client's server that takes long to start.
-        self.until(lambda: self.docker.try_("exec", worker, *client).returncode == 0, "Ray's client, with the token", 180)
+        self.until(
+            lambda: self.docker.try_("exec", worker, *client).returncode == 0, "Ray's client, with the token", 180
+        )
         self.facts.append(("Ray's client port", "open with the token only"))
 
     def check_end(self) -> None:
