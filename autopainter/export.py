@@ -111,7 +111,7 @@ def export(run_uri: str, step: int | None, kind: Format, output: str) -> Exporte
     if store.size(name) is not None:
         raise taken
     painter = Painter.load(run_uri, step)
-    with _quiet(), torch.no_grad():  # with gradients, recomputed blocks would be traced as such
+    with _quiet(), torch.no_grad():
         data = _to_onnx(painter) if kind == "onnx" else _to_torch_export(painter)
         difference = compare(painter, _run_onnx(data) if kind == "onnx" else _run_torch_export(data))
     if not difference <= TOLERANCE:
