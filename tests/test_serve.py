@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +25,7 @@ import PIL.Image
 import pytest
 import torch
 from selenium import webdriver
-from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver import Keys
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.by import By
@@ -38,6 +38,7 @@ from autopainter.serve.server import WAITING
 from autopainter.trainer import build_generator
 
 SIZE = 32
+STOPPED = (130, ["", "autopainter: stopped; the same command continues"])
 RED = (224, 49, 49)  # of the page's palette
 
 
@@ -60,7 +61,8 @@ def run(tmp_path_factory):
             hint[index, :, y : y + height, x : x + width] = np.array([*random.integers(0, 256, 3), 1])[:, None, None]
         sketch, hint = torch.from_numpy(sketch), torch.from_numpy(hint)
         mask = hint[:, 3:].float()
-        error = (generator(network_input(sketch, hint)) - torch.where(mask > 0, to_unit(hint[:, :3]), to_unit(sketch))).abs()
+        target = torch.where(mask > 0, to_unit(hint[:, :3]), to_unit(sketch))
+        error = (generator(network_input(sketch, hint)) - target).abs()
         optimizer.zero_grad()
         (error.mean() + (error * mask).sum() / mask.sum() / 3).backward()
         optimizer.step()
@@ -76,14 +78,21 @@ def run(tmp_path_factory):
 class Site:
     """A running ``autopainter serve``: its address, and requests to it."""
 
-    def __init__(self, run, *options, **environment):
-        command = [str(Path(sys.executable).parent / "autopainter"), "serve", "--run", run, "--port", "0", "--no-browser"]
+    def __init__(self, run, options=("--no-browser",), **environment):
+        command = [str(Path(sys.executable).parent / "autopainter"), "serve", "--run", run, "--port", "0"]
         self.process = subprocess.Popen([*command, *options], env=os.environ | environment, text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
         self.line = self.process.stdout.readline()
         found = re.match(r"http://([\d.]+):(\d+)/", self.line)
         assert found, self.process.communicate()
         self.url, self.host, self.port = found[0], found[1], int(found[2])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.process.kill()  # if it still runs
+        self.process.communicate()
 
     def request(self, method, path, body=None, content_type="application/json"):
         """Status, body and headers of an answer."""
@@ -102,17 +111,17 @@ class Site:
         return pixels(body)
 
     def end(self):
-        """Ctrl-C: exit code, and what was printed on stderr."""
+        """Ctrl-C: exit code, and the lines on stderr (the first, empty one ends the terminal's line with its ^C)."""
         self.process.send_signal(signal.SIGINT)
         _, errors = self.process.communicate(timeout=60)
-        return self.process.returncode, errors
+        return self.process.returncode, errors.splitlines()
 
 
 @pytest.fixture(scope="module")
 def site(run):
-    running = Site(run)
-    yield running
-    assert running.end() == (130, "autopainter: stopped; the same command continues\n")
+    with Site(run) as running:
+        yield running
+        assert running.end() == STOPPED
 
 
 def pixels(data):
@@ -185,7 +194,7 @@ def huge():
     """A PNG of a few bytes whose header says 20000 x 20000."""
     data = bytearray(png(np.zeros((1, 1, 3), np.uint8)))
     data[16:24] = (20000).to_bytes(4, "big") * 2
-    data[29:33] = __import__("zlib").crc32(data[12:29]).to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     return bytes(data)
 
 
@@ -195,14 +204,15 @@ GOOD = {"size": 32, "sketch": text(png(drawing()))}
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sketch": text(b"no picture")}, "sketch: must be a PNG"),
-        ({"sketch": text(png(drawing())[:-40])}, "sketch: must be a PNG"),
-        ({"sketch": text(huge())}, "sketch: 20000x20000; at most 1024x1024"),
+        ({"sketch": text(b"no picture")}, "sketch: not an image"),
+        ({"sketch": text(png(drawing())[:-40])}, "sketch: must be a whole PNG"),
+        ({"sketch": text(huge())}, "sketch: more than"),
         ({"sketch": text(png(drawing(8, 1025)))}, "sketch: 1025x8; at most 1024x1024"),
         ({"sketch": text(png(np.full((32, 32, 3), 255, np.uint8)))}, "The sketch is blank"),
         ({"sketch": "a"}, "sketch: "),
-        ({"hints": text(huge())}, "hints: 20000x20000"),
-        ({"hints": text(b"")}, "hints: must be a PNG"),
+        ({"hints": text(huge())}, "hints: more than"),
+        ({"hints": text(b"")}, "hints: not an image"),
+        ({"hints": text(png(patch(RED, 32, 16)))}, "hints: 16x32, the sketch is 32x32"),
         ({"size": 33}, "size: must be one of 16, 32, 64, 128, got 33"),
         ({"size": None}, "size: "),
         ({"sizes": 32}, "sizes: "),
@@ -253,13 +263,18 @@ def test_the_queue_is_bounded_and_places_come_free(site):
 # The command
 
 
-def test_ctrl_c_leaves_nothing(run, tmp_path):
-    running = Site(run, TMPDIR=str(tmp_path))
-    running.paint(**GOOD)
-    idle = socket.create_connection((running.host, running.port))  # a browser that keeps its connection
-    assert running.end() == (130, "autopainter: stopped; the same command continues\n")
-    idle.close()
-    assert list(tmp_path.iterdir()) == []
+def test_it_opens_the_page_and_ctrl_c_leaves_nothing(run, tmp_path):
+    browser, opened, temporary = (tmp_path / name for name in ("browser", "opened", "temporary"))
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}.part; mv {opened}.part {opened}\n')
+    browser.chmod(0o755)
+    temporary.mkdir()
+    with Site(run, (), BROWSER=f"{browser} %s", TMPDIR=str(temporary)) as running:
+        WebDriverWait(opened, 20, 0.02).until(Path.exists)
+        assert opened.read_text() == f"{running.url}\n"
+        running.paint(**GOOD)
+        with socket.create_connection((running.host, running.port)):  # a browser that keeps its connection
+            assert running.end() == STOPPED
+    assert list(temporary.iterdir()) == []
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((running.host, running.port)).close()
 
@@ -268,6 +283,7 @@ def test_what_the_command_refuses(call, run, tmp_path, site):
     for options, words in (
         (["--run", run, "--port", site.port], [f"--port {site.port}", "in use"]),
         (["--run", run, "--host", "nowhere.invalid"], ["--host nowhere.invalid"]),
+        (["--run", run, "--host", ".."], ["--host ..", "no host name"]),
         (["--run", tmp_path, "--port", 0], [str(tmp_path), "no checkpoint"]),
         (["--run", run, "--port", 0, "--step", 8], ["step 8", "[7]"]),
     ):
@@ -298,15 +314,18 @@ def chromium(tmp_path_factory):
     folder = tmp_path_factory.mktemp("downloads")
     options = webdriver.ChromeOptions()
     options.binary_location = programs[0]
-    for argument in ("headless=new", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,900",
-                     f"user-data-dir={tmp_path_factory.mktemp('profile')}", *["no-sandbox"] * (os.geteuid() == 0)):  # fmt: skip
+    arguments = ["headless=new", "disable-gpu", "disable-dev-shm-usage", "window-size=1280,900"]
+    if os.geteuid() == 0:  # for whom Chromium has no sandbox
+        arguments.append("no-sandbox")
+    for argument in [*arguments, f"user-data-dir={tmp_path_factory.mktemp('profile')}"]:
         options.add_argument(f"--{argument}")
     options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    options.ignore_local_proxy_environment_variables()
-    browser = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
-    yield browser, folder
-    browser.quit()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "localhost,127.0.0.1")
+        browser = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+        yield browser, folder
+        browser.quit()
 
 
 class Page:
@@ -455,7 +474,7 @@ def test_a_finger_on_a_narrow_screen(page):
 
 
 def test_the_page_says_that_its_server_is_gone(chromium, run):
-    running = Site(run)
-    page = Page(*chromium, running.url)
-    assert running.end()[0] == 130
+    with Site(run) as running:
+        page = Page(*chromium, running.url)
+        assert running.end() == STOPPED
     page.says(page["paint"].click, "does not answer", "autopainter serve")

@@ -107,6 +107,10 @@ class Studio:
         hints = None
         if asked.hints is not None:
             layer = self._decode("hints", asked.hints, "RGBA")
+            if layer.shape[:2] != sketch.shape:
+                raise UserError(
+                    f"hints: {layer.shape[1]}x{layer.shape[0]}, the sketch is {width}x{height}: must be equal"
+                )
             # No filter, as in autopainter.paint: a hint's edge must not mix with the nothing around it.
             hints = cv2.resize(layer, shape, interpolation=cv2.INTER_NEAREST)
         painted = self._painter.paint(pictures.resize(sketch, *shape), hints)
@@ -115,14 +119,17 @@ class Studio:
     def _decode(self, name: str, data: bytes, mode: Literal["RGB", "RGBA"]) -> Image:
         """Pixels of a PNG, whose size is checked before it is decoded."""
         try:
+            pictures.check_pixels(data)
             with PIL.Image.open(io.BytesIO(data), formats=("PNG",)) as image:
                 if max(image.size) > self.edge:
                     raise UserError(f"{name}: {image.width}x{image.height}; at most {self.edge}x{self.edge} are taken")
                 return np.array(image.convert(mode))
+        except pictures.BrokenInput as error:
+            raise UserError(f"{name}: {error}") from None
         except (UserError, MemoryError):
             raise
         except Exception:  # whatever a decoder makes of damaged bytes
-            raise UserError(f"{name}: must be a PNG, and is none or is damaged") from None
+            raise UserError(f"{name}: must be a whole PNG") from None
 
 
 class _Handlers:
@@ -165,8 +172,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: cannot be listened on: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "this is no host name"
+        raise UserError(f"--host {host} --port {port}: cannot be listened on: {reason}") from None
 
 
 def run(painter: Painter, listener: socket.socket, ready: Callable[[], object]) -> None:

@@ -103,10 +103,12 @@ function begin(event) {
   };
   draw(last);
   const move = (later) => {
+    if (later.pointerId !== event.pointerId) return; // another finger
     const steps = later.getCoalescedEvents?.() ?? [];
     for (const step of steps.length ? steps : [later]) draw(place(step));
   };
-  const end = () => {
+  const end = (later) => {
+    if (later.pointerId !== event.pointerId) return;
     $("paper").removeEventListener("pointermove", move);
     $("paper").removeEventListener("lostpointercapture", end);
     layer.globalCompositeOperation = "source-over";
@@ -213,4 +215,4 @@ $("paper").addEventListener("pointerdown", begin);
 
 $("about").textContent = `paints with step ${about.step} of ${about.run}`;
 choose(colour);
-await open("page/mushroom.svg", "mushroom");
+await open("page/fish.svg", "fish");
