@@ -124,6 +124,10 @@ def site(run):
         assert running.end() == STOPPED
 
 
+def until(condition):
+    WebDriverWait(None, 30, 0.02).until(lambda _: condition())
+
+
 def pixels(data):
     return np.asarray(PIL.Image.open(io.BytesIO(data)))
 
@@ -250,7 +254,7 @@ def test_the_queue_is_bounded_and_places_come_free(site):
         connection.sendall(head.encode())  # and the rest never comes
 
     def status_becomes(wanted):
-        WebDriverWait(site, 20, 0.02).until(lambda _: site.request("POST", "/paint", json.dumps(GOOD))[0] == wanted)
+        until(lambda: site.request("POST", "/paint", json.dumps(GOOD))[0] == wanted)
 
     status_becomes(503)
     assert b"busy" in site.request("POST", "/paint", json.dumps(GOOD))[1]
@@ -269,7 +273,7 @@ def test_it_opens_the_page_and_ctrl_c_leaves_nothing(run, tmp_path):
     browser.chmod(0o755)
     temporary.mkdir()
     with Site(run, (), BROWSER=f"{browser} %s", TMPDIR=str(temporary)) as running:
-        WebDriverWait(opened, 20, 0.02).until(Path.exists)
+        until(opened.exists)
         assert opened.read_text() == f"{running.url}\n"
         running.paint(**GOOD)
         with socket.create_connection((running.host, running.port)):  # a browser that keeps its connection
@@ -332,32 +336,51 @@ class Page:
     """The page as a user meets it."""
 
     def __init__(self, browser, folder, url):
-        self.browser, self.folder = browser, folder
+        self.browser, self.folder, self.url = browser, folder, url
+        self.logged("browser"), self.logged("performance")  # of the page before
         browser.get(url)
-        self.wait(lambda: self["status"].text.startswith("Painted"))  # the example that it begins with
+        until(lambda: self["status"].text.startswith("Painted"))  # the example that it begins with
 
     def __getitem__(self, name):
         return self.browser.find_element(By.ID, name)
 
-    def wait(self, condition):
-        WebDriverWait(self.browser, 30, 0.02).until(lambda _: condition())
+    def logged(self, kind):
+        """What the browser has logged since the last call."""
+        return [entry["message"] for entry in self.browser.get_log(kind)]
+
+    def requests(self):
+        """URLs that the page has asked for since the last call."""
+        events = [json.loads(message)["message"] for message in self.logged("performance")]
+        sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        # The browser's own first tab asks for something too.
+        return [request["request"]["url"] for request in sent if request["documentURL"].startswith(self.url)]
 
     def painted_by(self, act):
         """Act, wait until that is painted, and download the picture."""
         before = self["painted"].get_attribute("src")
         act()
-        self.wait(lambda: self["painted"].get_attribute("src") != before)
+        until(lambda: self["painted"].get_attribute("src") != before)
         self["download"].click()
-        self.wait(lambda: list(self.folder.glob("*.png")))
+        until(lambda: list(self.folder.glob("*.png")))
         (file,) = self.folder.glob("*.png")
         data = file.read_bytes()
         file.unlink()
         return file.name, pixels(data).astype(int)
 
+    def picture(self):
+        """The pixels of the painted picture that is shown."""
+        shown = self.browser.execute_script("""
+            const canvas = new OffscreenCanvas(painted.naturalWidth, painted.naturalHeight);
+            const context = canvas.getContext("2d");
+            context.drawImage(painted, 0, 0);
+            return [canvas.height, canvas.width, ...context.getImageData(0, 0, canvas.width, canvas.height).data];
+        """)
+        return np.reshape(shown[2:], (*shown[:2], 4))[..., :3]
+
     def says(self, act, *words):
         """Act, and wait for an error message with these words."""
         act()
-        self.wait(lambda: all(word in self["status"].text for word in words))
+        until(lambda: all(word in self["status"].text for word in words))
         assert "error" in self["status"].get_attribute("class")
 
     def open(self, path):
@@ -386,7 +409,7 @@ def page(chromium, site):
 @pytest.fixture
 def sketch_file(tmp_path):
     path = tmp_path / "my.sketch.png"
-    path.write_bytes(png(drawing()))
+    path.write_bytes(png(drawing(3 * SIZE, 3 * SIZE)))
     return path
 
 
@@ -395,11 +418,10 @@ FAR = (slice(16, 32), slice(0, 32))
 
 
 def test_a_stroke_reaches_the_painter_as_a_hint_where_it_was_drawn(page, sketch_file, site):
-    page.browser.get_log("performance")
-    page.browser.get_log("browser")
     name, plain = page.painted_by(lambda: page.open(sketch_file))
     assert (name, plain.shape) == ("my.sketch-painted.png", (SIZE, SIZE, 3))
-    assert (plain == site.paint(**GOOD)).all()  # the sketch came to the painter as it is in the file
+    in_file = site.paint(size=SIZE, sketch=text(sketch_file.read_bytes()))
+    assert (plain == in_file).all()  # the sketch came to the painter as it is in the file
     assert plain[STROKE].min() > 200
 
     page["width"].send_keys(Keys.END)
@@ -416,11 +438,20 @@ def test_a_stroke_reaches_the_painter_as_a_hint_where_it_was_drawn(page, sketch_
     assert (page.painted_by(page["undo"].click)[1] == hinted).all()
     assert (page.painted_by(page["clear"].click)[1] == plain).all()
 
-    assert page.browser.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in page.browser.get_log("performance")]
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    assert f"{site.url}paint" in asked
-    assert [url for url in asked if not url.removeprefix("blob:").startswith(site.url)] == []
+    assert page.logged("browser") == []
+    asked = page.requests()
+    assert f"{page.url}paint" in asked
+    assert [url for url in asked if not url.removeprefix("blob:").startswith(page.url)] == []
+
+
+def test_what_changes_during_a_painting_is_painted_after_it(page, sketch_file):
+    _, plain = page.painted_by(lambda: page.open(sketch_file))
+    _, hinted = page.painted_by(lambda: page.drag((0.25, 0.3), (0.6, 0.3)))
+    assert (hinted != plain).any()
+    page.requests()
+    page.browser.execute_script("paint.click(); clear.click(); paint.click()")  # elements by their id
+    until(lambda: (page.picture() == plain).all())
+    assert page.requests().count(f"{page.url}paint") == 2
 
 
 def test_lines_are_drawn_and_erased(page):
@@ -442,13 +473,12 @@ def test_a_sketch_of_any_shape_in_the_size_chosen(page, tmp_path):
     assert larger.shape == (21, 64, 3)
 
 
-def test_nothing_is_painted_by_itself_if_that_is_not_wanted(page, site):
+def test_nothing_is_painted_by_itself_if_that_is_not_wanted(page):
     page["auto"].click()
-    before = page["painted"].get_attribute("src")
+    page.requests()
     page.drag((0.3, 0.3), (0.6, 0.3))
-    page.wait(page["undo"].is_enabled)
-    assert page["painted"].get_attribute("src") == before
     page.painted_by(page["paint"].click)
+    assert page.requests().count(f"{page.url}paint") == 1
 
 
 def test_a_file_that_is_no_picture_is_named(page, tmp_path):
