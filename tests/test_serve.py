@@ -156,6 +156,9 @@ def patch(color, height=SIZE, width=SIZE):
     return hints
 
 
+GOOD = {"size": SIZE, "sketch": text(png(drawing()))}
+
+
 # The server
 
 
@@ -171,6 +174,12 @@ def test_it_paints_what_the_command_paints(site, run, succeed, tmp_path, size):
     assert (painted == pixels(files[2].read_bytes())).all()
     assert max(painted.shape) == size
     assert (site.paint(size=size, sketch=text(png(sketch))) != painted).any()
+
+
+def test_a_transparent_sketch_lies_on_white(site):
+    ink = np.zeros((SIZE, SIZE, 4), np.uint8)
+    ink[..., 3] = 255 - drawing()[..., 0]
+    assert (site.paint(size=SIZE, sketch=text(png(ink))) == site.paint(**GOOD)).all()
 
 
 def test_it_says_what_it_paints_with(site, run):
@@ -202,19 +211,17 @@ def huge():
     return bytes(data)
 
 
-GOOD = {"size": 32, "sketch": text(png(drawing()))}
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"sketch": text(b"no picture")}, "sketch: not an image"),
-        ({"sketch": text(png(drawing())[:-40])}, "sketch: must be a whole PNG"),
+        ({"sketch": text(png(drawing())[:-40])}, "sketch: damaged"),
         ({"sketch": text(huge())}, "sketch: more than"),
         ({"sketch": text(png(drawing(8, 1025)))}, "sketch: 1025x8; at most 1024x1024"),
         ({"sketch": text(png(np.full((32, 32, 3), 255, np.uint8)))}, "The sketch is blank"),
         ({"sketch": "a"}, "sketch: "),
         ({"hints": text(huge())}, "hints: more than"),
+        ({"hints": text(png(patch(RED))[:-40])}, "hints: must be a whole PNG"),
         ({"hints": text(b"")}, "hints: not an image"),
         ({"hints": text(png(patch(RED, 32, 16)))}, "hints: 16x32, the sketch is 32x32"),
         ({"size": 33}, "size: must be one of 16, 32, 64, 128, got 33"),
@@ -286,7 +293,7 @@ def test_it_opens_the_page_and_ctrl_c_leaves_nothing(run, tmp_path):
 def test_what_the_command_refuses(call, run, tmp_path, site):
     for options, words in (
         (["--run", run, "--port", site.port], [f"--port {site.port}", "in use"]),
-        (["--run", run, "--host", "nowhere.invalid"], ["--host nowhere.invalid"]),
+        (["--run", run, "--host", "192.0.2.1"], ["--host 192.0.2.1"]),
         (["--run", run, "--host", ".."], ["--host ..", "no host name"]),
         (["--run", tmp_path, "--port", 0], [str(tmp_path), "no checkpoint"]),
         (["--run", run, "--port", 0, "--step", 8], ["step 8", "[7]"]),
@@ -368,14 +375,15 @@ class Page:
         return file.name, pixels(data).astype(int)
 
     def picture(self):
-        """The pixels of the painted picture that is shown."""
+        """The pixels of the painted picture that is shown; none while another one comes."""
         shown = self.browser.execute_script("""
+            if (!painted.complete || !painted.naturalWidth) return null;
             const canvas = new OffscreenCanvas(painted.naturalWidth, painted.naturalHeight);
             const context = canvas.getContext("2d");
             context.drawImage(painted, 0, 0);
             return [canvas.height, canvas.width, ...context.getImageData(0, 0, canvas.width, canvas.height).data];
         """)
-        return np.reshape(shown[2:], (*shown[:2], 4))[..., :3]
+        return shown and np.reshape(shown[2:], (*shown[:2], 4))[..., :3]
 
     def says(self, act, *words):
         """Act, and wait for an error message with these words."""
@@ -450,7 +458,7 @@ def test_what_changes_during_a_painting_is_painted_after_it(page, sketch_file):
     assert (hinted != plain).any()
     page.requests()
     page.browser.execute_script("paint.click(); clear.click(); paint.click()")  # elements by their id
-    until(lambda: (page.picture() == plain).all())
+    until(lambda: np.array_equal(page.picture(), plain))
     assert page.requests().count(f"{page.url}paint") == 2
 
 

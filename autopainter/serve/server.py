@@ -5,13 +5,13 @@ pictures, and there are no sessions and temporary files to clean up.
 """
 
 import asyncio
+import errno
 import io
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -48,7 +48,7 @@ class Order(BaseModel):
 
     Attributes:
         size: length in pixels that the longer edge is resized to before it is painted, one of ``Studio.sizes``.
-        sketch: PNG, dark lines on white.
+        sketch: PNG, dark lines on white or on nothing.
         hints: PNG of the same shape; a pixel is a hint where alpha is at least 128. None: no hints.
     """
 
@@ -98,7 +98,7 @@ class Studio:
             raise UserError(f"{'.'.join(map(str, first['loc'])) or 'request'}: {first['msg']}") from None
         if asked.size not in self.sizes:
             raise UserError(f"size: must be one of {', '.join(map(str, self.sizes))}, got {asked.size}")
-        sketch = cv2.cvtColor(self._decode("sketch", asked.sketch, "RGB"), cv2.COLOR_RGB2GRAY)
+        sketch = cv2.cvtColor(self._read("sketch", asked.sketch, pictures.decode), cv2.COLOR_RGB2GRAY)
         if sketch.min() == 255:
             raise UserError("The sketch is blank: draw lines or open a picture.")
         height, width = sketch.shape
@@ -106,7 +106,7 @@ class Studio:
         shape = max(round(width * scale), 1), max(round(height * scale), 1)
         hints = None
         if asked.hints is not None:
-            layer = self._decode("hints", asked.hints, "RGBA")
+            layer = self._read("hints", asked.hints, _decode_layer)
             if layer.shape[:2] != sketch.shape:
                 raise UserError(
                     f"hints: {layer.shape[1]}x{layer.shape[0]}, the sketch is {width}x{height}: must be equal"
@@ -116,20 +116,25 @@ class Studio:
         painted = self._painter.paint(pictures.resize(sketch, *shape), hints)
         return cv2.imencode(".png", cv2.cvtColor(painted, cv2.COLOR_RGB2BGR))[1].tobytes()
 
-    def _decode(self, name: str, data: bytes, mode: Literal["RGB", "RGBA"]) -> Image:
+    def _read(self, name: str, data: bytes, decode: Callable[[bytes], Image]) -> Image:
         """Pixels of a PNG, whose size is checked before it is decoded."""
         try:
             pictures.check_pixels(data)
             with PIL.Image.open(io.BytesIO(data), formats=("PNG",)) as image:
                 if max(image.size) > self.edge:
-                    raise UserError(f"{name}: {image.width}x{image.height}; at most {self.edge}x{self.edge} are taken")
-                return np.array(image.convert(mode))
-        except pictures.BrokenInput as error:
+                    raise UserError(f"{image.width}x{image.height}; at most {self.edge}x{self.edge} are taken")
+            return decode(data)
+        except UserError as error:
             raise UserError(f"{name}: {error}") from None
-        except (UserError, MemoryError):
+        except MemoryError:
             raise
         except Exception:  # whatever a decoder makes of damaged bytes
             raise UserError(f"{name}: must be a whole PNG") from None
+
+
+def _decode_layer(data: bytes) -> Image:
+    with PIL.Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGBA"))
 
 
 class _Handlers:
@@ -172,9 +177,12 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family)
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "this is no host name"
-        raise UserError(f"--host {host} --port {port}: cannot be listened on: {reason}") from None
+    except UnicodeError:
+        reason = "no host name"
+    except OSError as error:
+        in_use = error.errno == errno.EADDRINUSE
+        reason = "in use already; --port 0 takes a free one" if in_use else str(error.strerror)
+    raise UserError(f"--host {host} --port {port}: cannot be listened on: {reason}")
 
 
 def run(painter: Painter, listener: socket.socket, ready: Callable[[], object]) -> None:
