@@ -1,7 +1,8 @@
 """What does each term of the objective do? Trains the same generator with more and more of them, and compares.
 
 Same data, seed and steps; each run in one process, on the GPU if there is one. It writes table.md and sheet.png into
-the folder; the same command again continues where it was interrupted.
+the folder; the same command again continues where it was interrupted. On cores, two calls beside each other with other
+--variants and --set train.threads=1 are sooner done; a last one for all then makes the table.
 
     bash scripts/quickstart.sh --stop   # makes the environment
     .venv/bin/python scripts/ablation.py
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import cpu
+from measuring import cpu, cpu_precision
 from numpy.typing import NDArray
 
 from autopainter.data import manifest as manifests
@@ -71,8 +72,8 @@ def main() -> int:
     autopainter("vgg", "--output", weights, "--metrics-weights", weights.parent)
     settings = [
         f"run.storage={folder / 'runs'}", f"data.manifest={manifest}", f"data.image_size={options.size}",
-        f"loss.vgg_weights={weights}", f"train.steps={options.steps}", "train.precision=float32",
-        "checkpoint.keep_best=0", *options.set,
+        f"loss.vgg_weights={weights}", f"train.steps={options.steps}", "checkpoint.keep_best=0",
+        f"train.precision={'bfloat16' if torch.cuda.is_available() else cpu_precision()}", *options.set,
     ]  # fmt: skip
     seconds, scores, painters = {}, {}, {}
     for name in options.variants:
