@@ -6,12 +6,13 @@ Every term is a mean over batch, channels and pixels in float32, so a weight mea
 batch size.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-Adversarial = Literal["gan", "lsgan", "hinge"]
+Adversarial = Literal["gan", "lsgan", "hinge", "wgan-gp"]
 
 _TV_EPSILON = 1e-8  # keeps the gradient of the square root finite on flat areas
 
@@ -42,7 +43,7 @@ def generator_adversarial(fake_logits: torch.Tensor, kind: Adversarial) -> torch
     """L_G: how far the discriminator is from taking paintings for real.
 
     `gan`: -log D(G), the non-saturating form (Goodfellow et al. 2014, section 3); `lsgan`: (D(G) - 1)^2 (Mao et al.
-    2017, equation 9); `hinge`: -D(G) (Lim and Ye 2017).
+    2017, equation 9); `hinge` (Lim and Ye 2017) and `wgan-gp` (Gulrajani et al. 2017, algorithm 1): -D(G).
     """
     logits = fake_logits.float()
     match kind:
@@ -50,14 +51,15 @@ def generator_adversarial(fake_logits: torch.Tensor, kind: Adversarial) -> torch
             return F.softplus(-logits).mean()
         case "lsgan":
             return (logits - 1).square().mean()
-        case "hinge":
+        case "hinge" | "wgan-gp":
             return -logits.mean()
 
 
 def discriminator(real_logits: torch.Tensor, fake_logits: torch.Tensor, kind: Adversarial) -> torch.Tensor:
-    """The discriminator's loss, the mean of its parts for real and painted images.
+    """The discriminator's loss: the mean of its parts for real and painted images; for `wgan-gp` their sum.
 
-    Halving the sum slows the discriminator against the generator (pix2pix, section 3.3).
+    Halving the sum slows the discriminator against the generator (pix2pix, section 3.3). The critic of `wgan-gp`, which
+    estimates a distance, is not slowed; its ``gradient_penalty`` is to be added.
     """
     real, fake = real_logits.float(), fake_logits.float()
     match kind:
@@ -67,4 +69,25 @@ def discriminator(real_logits: torch.Tensor, fake_logits: torch.Tensor, kind: Ad
             parts = (real - 1).square().mean(), fake.square().mean()
         case "hinge":
             parts = F.relu(1 - real).mean(), F.relu(1 + fake).mean()
+        case "wgan-gp":
+            return fake.mean() - real.mean()
     return (parts[0] + parts[1]) / 2
+
+
+def gradient_penalty(
+    critic: Callable[[torch.Tensor], torch.Tensor], real: torch.Tensor, fake: torch.Tensor, alpha: torch.Tensor
+) -> torch.Tensor:
+    """Mean of (|grad D(x)| - 1)^2 on lines between true and painted inputs (Gulrajani et al. 2017, equation 3).
+
+    The norm is one a sample, over all other axes. D of a sample is the mean of its patches' logits, as in the loss.
+
+    Args:
+        critic: [B, C, H, W] to logits, one or more a sample; samples must not influence each other.
+        real: [B, C, H, W], all that the critic sees of the true images: condition and image.
+        fake: the same of the painted ones.
+        alpha: [B] in [0, 1], the place on each line; 1 is real.
+    """
+    between = torch.lerp(fake.float(), real.float(), alpha.view(-1, 1, 1, 1)).requires_grad_()
+    judged = critic(between).float().flatten(1).mean(dim=1).sum()
+    (slopes,) = torch.autograd.grad(judged, between, create_graph=True)
+    return (slopes.flatten(1).norm(dim=1) - 1).square().mean()

@@ -194,7 +194,10 @@ def _left_by_the_guard(run: Store, step: int, saved: Checkpoint | None) -> _Left
         config = restore(document["config"], "its configuration")
         values = {name: float(value) for name, value in document["values"].items()}
         left = _Left(config, document["manifest_id"], int(document["workers"]), values)
-        if saved and (saved.meta["manifest_id"], saved.meta["identity"]) != (left.manifest_id, config.identity()):
+        if saved and not (
+            saved.meta["manifest_id"] == left.manifest_id
+            and restore(saved.meta["config"], run.uri).identity() == config.identity()
+        ):
             raise ValueError("of another configuration or data set than the run's checkpoints")
     except FileNotFoundError:
         return None

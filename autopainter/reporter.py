@@ -34,11 +34,7 @@ class Reporter:
         self.trainer, self.config, self.host, self.metrics = trainer, trainer.config, host, metrics
         self.manifest, self.run = manifest, run
         attempt = checkpoint.begin_attempt(run, {"step": start, "workers": parallel.world()})
-        meta = {
-            "manifest_id": manifest.id,
-            "identity": self.config.identity(),
-            "config": self.config.model_dump(mode="json"),
-        }
+        meta = {"manifest_id": manifest.id, "config": self.config.model_dump(mode="json")}
         telemetry, saving = self.config.telemetry, self.config.checkpoint
         rung = trainer.ladder.depth if trainer.ladder else 0
         self.metrics.started(attempt, journal.counts(run), rung)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from autopainter import checkpoint, parallel, storage
-from autopainter.config import Config
+from autopainter.config import Config, restore
 from autopainter.data.manifest import Manifest
 from autopainter.errors import CorruptData, UserError
 from autopainter.storage import Store
@@ -74,7 +74,7 @@ def check_continues(config: Config, manifest: Manifest, run: Store, meta: dict[s
             f"data.manifest: {config.data.manifest} is another data set (sha256 {manifest.id[:12]}) than the run"
             f" {run.uri} was trained on ({meta['manifest_id'][:12]}); choose another run.name"
         )
-    old, new = meta["identity"], config.identity()
+    old, new = restore(meta["config"], f"{run.uri}, its configuration").identity(), config.identity()
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise UserError(
@@ -133,7 +133,7 @@ def _first_good(run: Store, steps: Iterable[int]) -> checkpoint.Checkpoint:
 
 def _check_fits(config: Config, other: Store, saved: checkpoint.Checkpoint) -> None:
     """Refuse weights of another architecture."""
-    old, new = saved.meta["identity"], config.identity()
+    old, new = restore(saved.meta["config"], f"{other.uri}, its configuration").identity(), config.identity()
     for name in ("data.image_size", *sorted(name for name in new if name.startswith("model."))):
         if name != "model.dropout" and old.get(name) != new[name]:
             raise UserError(

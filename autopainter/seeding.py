@@ -29,6 +29,7 @@ class Use(IntEnum):
     WEIGHTS = 6
     SKETCH = 7
     COLOR_JITTER = 8
+    PENALTY = 9
 
 
 def _finalise(x: int) -> int:

@@ -1,6 +1,6 @@
-"""Contact sheets: one row a sample, sketch | painted | hints | painted with hints | target."""
+"""Contact sheets: pictures in rows under headings."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ _HEADER = 22
 def contact_sheet(
     parts: Iterable[tuple[Batch, torch.Tensor, torch.Tensor]], *, columns: int = 1, tile: int | None = None
 ) -> Image:
-    """Draw a sheet.
+    """Draw samples, one row each: sketch | painted | hints | painted with hints | target.
 
     Args:
         parts: batches of B samples with what was painted from the sketches alone and from sketches and hints, both
@@ -32,42 +32,63 @@ def contact_sheet(
         uint8 [H, W, 3] RGB.
     """
     rows = [
-        _row(batch, index, plain[index], hinted[index], tile)
+        [
+            picture(batch.sketch[index]),
+            picture(plain[index]),
+            hints_on_sketch(batch.sketch[index], batch.hint[index]),
+            picture(hinted[index]),
+            picture(batch.color[index]),
+        ]
         for batch, plain, hinted in parts
         for index in range(len(batch.keys))
     ]
-    rows += [np.full_like(rows[0], 255)] * (-len(rows) % columns)
-    height = len(rows) // columns
-    header = _header(rows[0].shape[1])
-    stacks = [np.vstack([header, *rows[first : first + height]]) for first in range(0, len(rows), height)]
+    return grid(COLUMNS, rows, columns=columns, tile=tile)
+
+
+def grid(
+    headings: Sequence[str], rows: Sequence[Sequence[Image]], *, columns: int = 1, tile: int | None = None
+) -> Image:
+    """Draw rows of pictures under headings.
+
+    Args:
+        headings: one a picture of a row.
+        rows: uint8 [S, S, 3] RGB pictures.
+        columns: rows side by side.
+        tile: edge that the pictures are resized to; none: S.
+
+    Returns:
+        uint8 [H, W, 3] RGB.
+    """
+    lines = [np.hstack([_framed(image, tile) for image in row]) for row in rows]
+    lines += [np.full_like(lines[0], 255)] * (-len(lines) % columns)
+    height = len(lines) // columns
+    header = _header(headings, lines[0].shape[1])
+    stacks = [np.vstack([header, *lines[first : first + height]]) for first in range(0, len(lines), height)]
     gap = np.full((stacks[0].shape[0], 5 * _GAP, 3), 255, np.uint8)
     return np.hstack([piece for stack in stacks for piece in (gap, stack)][1:])
 
 
-def _row(batch: Batch, index: int, plain: torch.Tensor, hinted: torch.Tensor, tile: int | None) -> Image:
-    lines = np.repeat(_picture(batch.sketch[index]), 3, axis=2)
-    hint = _picture(batch.hint[index])
-    faint = 255 - (255 - lines) // 4
-    hints = np.where(hint[..., 3:] == 1, hint[..., :3], faint)
-    tiles = (lines, _picture(plain), hints, _picture(hinted), _picture(batch.color[index]))
-    return np.hstack([_framed(picture, tile) for picture in tiles])
+def picture(image: torch.Tensor) -> Image:
+    """uint8 [1 or 3, H, W] as uint8 [H, W, 3] RGB."""
+    return np.ascontiguousarray(image.expand(3, -1, -1).numpy().transpose(1, 2, 0))
 
 
-def _picture(image: torch.Tensor) -> Image:
-    picture: Image = image.numpy().transpose(1, 2, 0)
-    return picture
+def hints_on_sketch(sketch: torch.Tensor, hint: torch.Tensor) -> Image:
+    """Hints uint8 [4, H, W] (RGB, 0/1 mask) over the faint lines of the sketch uint8 [1, H, W]: uint8 [H, W, 3]."""
+    faint = 255 - (255 - picture(sketch)) // 4
+    return np.where(hint[3].numpy()[..., None] == 1, picture(hint[:3]), faint)
 
 
-def _framed(picture: Image, tile: int | None) -> Image:
+def _framed(image: Image, tile: int | None) -> Image:
     if tile:
-        picture = pictures.resize(picture, tile, tile)
-    return cv2.copyMakeBorder(picture, 0, _GAP, 0, _GAP, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+        image = pictures.resize(image, tile, tile)
+    return cv2.copyMakeBorder(image, 0, _GAP, 0, _GAP, cv2.BORDER_CONSTANT, value=(255, 255, 255))
 
 
-def _header(width: int) -> Image:
+def _header(headings: Sequence[str], width: int) -> Image:
     header = np.full((_HEADER, width, 3), 255, np.uint8)
-    step = width // len(COLUMNS)
-    for place, text in enumerate(COLUMNS):
+    step = width // len(headings)
+    for place, text in enumerate(headings):
         cv2.putText(header, text, (place * step + 2, 15), cv2.FONT_HERSHEY_SIMPLEX, step / 230, (60, 60, 60), 1,
                     cv2.LINE_AA)  # fmt: skip
     return header

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from autopainter import losses, memory
+from autopainter import losses, memory, schedule, seeding
 from autopainter.config import Config
 from autopainter.data.stream import Batch
 from autopainter.models import vgg
@@ -15,14 +15,19 @@ from autopainter.models.patchgan import PatchGAN
 from autopainter.models.unet import UNet, levels_for
 from autopainter.parallel import GradientBuffer, Request
 from autopainter.pixels import network_input, to_pixels, to_unit
+from autopainter.seeding import Use
 
 SCALARS = (
     "discriminator/loss", "discriminator/accuracy_real", "discriminator/accuracy_fake",
     "generator/loss", "generator/pixel", "generator/feature", "generator/adversarial", "generator/tv",
     "discriminator/gradient_norm", "generator/gradient_norm",
 )  # fmt: skip
-"""What a step measures over the global batch: means of losses and accuracies, and norms of the mean gradients."""
+"""What a step measures over the global batch: means of losses and accuracies, and norms of the mean gradients.
+
+Those of the generator are 0 in a step that trains the discriminator alone.
+"""
 _DISCRIMINATOR_SCALARS, _GENERATOR_SCALARS = 3, 5  # how many of them are means
+_CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 T = TypeVar("T")
 
@@ -34,6 +39,7 @@ def build_generator(config: Config) -> UNet:
         width=config.model.generator_width,
         norm=config.model.norm,
         dropout=config.model.dropout,
+        upsampling=config.model.upsampling,
         recompute=config.train.activation_checkpointing,
     )
     initialise(network, config.train.seed, 0)
@@ -65,8 +71,11 @@ class Trainer:
             assert config.loss.vgg_weights is not None  # the configuration is validated
             self.features = vgg.load(config.loss.vgg_weights, config.loss.feature_layer, config.loss.vgg_sha256)
             self._place(self.features)
-        self.generator_gradients = GradientBuffer(self.generator.parameters(), _GENERATOR_SCALARS + len(Request))
-        self.discriminator_gradients = GradientBuffer(self.discriminator.parameters(), _DISCRIMINATOR_SCALARS)
+        self.generator_gradients = GradientBuffer(self.generator.parameters(), _GENERATOR_SCALARS)
+        self.discriminator_gradients = GradientBuffer(
+            self.discriminator.parameters(), _DISCRIMINATOR_SCALARS + len(Request)
+        )
+        self.critic = config.loss.adversarial == "wgan-gp"
         self.optimizers = {
             name: torch.optim.Adam(
                 network.parameters(),
@@ -94,23 +103,34 @@ class Trainer:
         """
         self._step = step
         batch = batch.to(self.device)
+        for optimizer in self.optimizers.values():
+            optimizer.param_groups[0]["lr"] = schedule.learning_rate(self.config, step)
         painted = self._within_memory(lambda: self._discriminator_gradients(batch))
-        self.discriminator_gradients.average()
-        self.optimizers["discriminator"].step()
-
-        kept = [painted]  # a list, so that a failed attempt does not hold the graph for the next one
-        del painted
-        self._within_memory(lambda: self._generator_gradients(batch, kept.pop() if kept else None))
-        asked = self.generator_gradients.scalars[_GENERATOR_SCALARS:]
+        asked = self.discriminator_gradients.scalars[_DISCRIMINATOR_SCALARS:]
         if any(requests):
             asked.copy_(torch.tensor(requests))
-        self.generator_gradients.average()
-        self.optimizers["generator"].step()
-        self._update_average(step)
-        buffers = self.discriminator_gradients, self.generator_gradients
-        norms = torch.stack([buffer.gradients.norm() for buffer in buffers])
-        means = self.generator_gradients.scalars[:_GENERATOR_SCALARS]
-        return torch.cat([self.discriminator_gradients.scalars, means, norms, asked])
+        norms = [self._update("discriminator", self.discriminator_gradients)]
+
+        if schedule.trains_generator(self.config, step):
+            kept = [painted]  # a list, so that a failed attempt does not hold the graph for the next one
+            del painted
+            self._within_memory(lambda: self._generator_gradients(batch, kept.pop() if kept else None))
+            norms.append(self._update("generator", self.generator_gradients))
+            self._update_average(step)
+        else:
+            self.generator_gradients.zero()
+            norms.append(torch.zeros_like(norms[0]))
+        means = self.discriminator_gradients.scalars[:_DISCRIMINATOR_SCALARS], self.generator_gradients.scalars
+        return torch.cat([*means, torch.stack(norms), asked])
+
+    def _update(self, name: str, buffer: GradientBuffer) -> torch.Tensor:
+        """Let a network make its step; the norm of its gradient over the global batch."""
+        buffer.average()
+        norm = buffer.gradients.norm()
+        if self.config.train.clip_norm is not None:
+            buffer.gradients.mul_((self.config.train.clip_norm / (norm + _CLIP_EPSILON)).clamp(max=1))
+        self.optimizers[name].step()
+        return norm
 
     def _within_memory(self, compute: Callable[[], T]) -> T:
         """Compute, as often as it takes to find a rung of the ladder with memory enough.
@@ -139,15 +159,21 @@ class Trainer:
         return [batch.part(slice(first, first + size)) for first in range(0, len(batch.keys), size)]
 
     def _discriminator_gradients(self, batch: Batch) -> torch.Tensor | None:
-        """Fill the discriminator's gradients; the painted batch with its graph if it was computed in one part."""
+        """Fill the discriminator's gradients; the painted batch with its graph if the generator can use it."""
         parts, painted = self._parts(batch), None
-        keep = len(parts) == 1
+        keep = len(parts) == 1 and schedule.trains_generator(self.config, self._step)
         self.discriminator_gradients.zero()
         for part in parts:
             condition, target = self._inputs(part)
             with torch.set_grad_enabled(keep), self._autocast():
                 painted = self.generator(condition, part.dropout)
-            self._discriminator_backward(condition, target, painted.detach(), len(part.keys) / len(batch.keys))
+            terms = self._discriminator_terms(condition, target, painted.detach())
+            if self.critic:
+                terms[0] = terms[0] + self._penalty(condition, target, painted.detach(), part.dropout)
+            share = len(part.keys) / len(batch.keys)
+            (terms[0] * share).backward()
+            means = self.discriminator_gradients.scalars[:_DISCRIMINATOR_SCALARS]
+            means += torch.stack([term.detach() for term in terms]) * share
         return painted if keep else None
 
     def _generator_gradients(self, batch: Batch, painted: torch.Tensor | None) -> None:
@@ -165,20 +191,12 @@ class Trainer:
                     painted = self.generator(condition, part.dropout)
             self._generator_backward(condition, target, painted, len(part.keys) / len(batch.keys))
 
-    def _discriminator_backward(
-        self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor, share: float
-    ) -> None:
-        terms = self._discriminator_terms(condition, target, painted)
-        (terms[0] * share).backward()
-        self.discriminator_gradients.scalars += torch.stack([term.detach() for term in terms]) * share
-
     def _generator_backward(
         self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor, share: float
     ) -> None:
         terms = self._generator_terms(condition, target, painted)
         (terms[0] * share).backward(inputs=self.generator_gradients.parameters)  # spares the discriminator's gradients
-        means = self.generator_gradients.scalars[:_GENERATOR_SCALARS]
-        means += torch.stack([term.detach() for term in terms]) * share
+        self.generator_gradients.scalars += torch.stack([term.detach() for term in terms]) * share
 
     def _discriminator_terms(
         self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor
@@ -188,6 +206,20 @@ class Trainer:
             real, fake = self.discriminator(condition, target), self.discriminator(condition, painted)
         loss = losses.discriminator(real, fake, self.config.loss.adversarial)
         return [loss, (real > 0).float().mean(), (fake < 0).float().mean()]
+
+    def _penalty(
+        self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor, keys: torch.Tensor
+    ) -> torch.Tensor:
+        """The weighted gradient penalty, in float32, on places that the samples' keys choose."""
+        alpha = seeding.uniform(keys ^ (seeding.key(Use.PENALTY) >> 1), (1,))
+        channels = condition.shape[1]
+        penalty = losses.gradient_penalty(
+            lambda joint: self.discriminator(joint[:, :channels], joint[:, channels:]),
+            torch.cat([condition, target], dim=1),
+            torch.cat([condition, painted], dim=1),
+            alpha,
+        )
+        return self.config.loss.penalty_weight * penalty
 
     def _generator_terms(
         self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor
@@ -234,9 +266,7 @@ class Trainer:
 
     @torch.no_grad()  # without it, the average would keep the graph of every step since the start
     def _update_average(self, step: int) -> None:
-        # The decay grows with the step, so that the average forgets the random start (as in TensorFlow's
-        # ExponentialMovingAverage with num_updates).
-        decay = min(self.config.train.ema_decay, (1 + step) / (10 + step))
+        decay = schedule.average_decay(self.config, step)
         torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - decay)
         for mean, buffer in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             mean.copy_(buffer)
@@ -280,9 +310,10 @@ class Trainer:
         """
         for name, tensor in self.state().items():
             tensor.copy_(tensors[name])
-        for optimizer in self.optimizers.values():
+        updates = {"generator": schedule.generator_updates(self.config, step), "discriminator": step}
+        for name, optimizer in self.optimizers.items():
             for state in optimizer.state.values():
-                state["step"].fill_(step)
+                state["step"].fill_(updates[name])
 
     def _networks(self) -> dict[str, torch.nn.Module]:
         return {"generator": self.generator, "average": self.average, "discriminator": self.discriminator}

@@ -37,7 +37,13 @@ try:
 finally:
     os.kill(raylet, signal.SIGCONT)
 """
-_TRAINERS = "grep -l RayTrainWorke /proc/[0-9]*/comm"
+# A process that has been killed is there until the raylet has seen it.
+_TRAINERS = """
+for process in /proc/[0-9]*; do
+    grep -qs "^Name:.ray::RayTrainWo" $process/status && ! grep -qs "^State:.[ZX]" $process/status && echo $process
+done
+true
+"""
 _KERNEL_KILLS = "cat /sys/fs/cgroup/memory/memory.oom_control /sys/fs/cgroup/memory.events 2>/dev/null"
 
 Seen = Callable[[], str]
@@ -113,6 +119,8 @@ def _term(place: Scenario) -> Seen:
 def _memory(place: Scenario) -> Seen:
     pod = _oldest(place)
     before, trainers = _kernel_kills(place, pod), _trainers(place, pod)
+    if not trainers:
+        raise Failed(f"memory: no training process in {pod.main}")
 
     def is_killed() -> bool:
         done = place.docker.try_("exec", pod.main, "python3", "-c", _ALLOCATE)

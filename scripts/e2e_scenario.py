@@ -200,7 +200,10 @@ class Scenario:
         worker = self.cluster.workers[0].main
         if self.docker.try_("exec", worker, *stranger, *client).returncode == 0:
             raise Failed("Ray's client port takes strangers")
-        self.docker("exec", worker, *client)  # else the lines above say nothing
+        # Else the lines above say nothing. Ray gives up on a client's server that takes long to start.
+        self.until(
+            lambda: self.docker.try_("exec", worker, *client).returncode == 0, "Ray's client, with the token", 180
+        )
         self.facts.append(("Ray's client port", "open with the token only"))
 
     def check_end(self) -> None:

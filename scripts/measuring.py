@@ -1,4 +1,4 @@
-"""What the benchmarks share: memory of a process tree over time, and the machine that it ran on."""
+"""What the scripts share: memory of a process tree over time, and the machine that it ran on."""
 
 import contextlib
 import os
@@ -68,3 +68,10 @@ def cpu() -> str:
     """Model and number of the cores that this process may use."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return f"{model[1] if model else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def cpu_precision() -> str:
+    """``train.precision`` for this machine's cores: bfloat16 where they multiply in it."""
+    path = Path("/proc/cpuinfo")
+    flags = path.read_text() if path.exists() else ""
+    return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"

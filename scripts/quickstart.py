@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from measuring import cpu_precision
 from services import RayCluster, SeaweedFS, TensorBoard, child_env, free_ports, stop_recorded
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,9 +99,7 @@ def _hardware_settings() -> list[str]:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
         if gpus := listed.stdout.count("GPU "):
             return [f"cluster.workers={max(workers for workers in (1, 2, 4, 8) if workers <= gpus)}"]
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    fast = "amx_bf16" in cpu or "avx512_bf16" in cpu
-    return [f"cluster.workers={CPU_WORKERS}", f"train.precision={'bfloat16' if fast else 'float32'}"]
+    return [f"cluster.workers={CPU_WORKERS}", f"train.precision={cpu_precision()}"]
 
 
 def _credentials(folder: Path) -> tuple[str, str]:

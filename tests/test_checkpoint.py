@@ -25,7 +25,7 @@ from autopainter.errors import CorruptData, StorageError, Superseded, UserError
 from autopainter.storage import LocalStore, open_store
 from autopainter.storage.s3 import shared_client
 
-META = {"manifest_id": "ab12", "identity": {"train.seed": 0}}
+META = {"manifest_id": "ab12", "config": {"train": {"seed": 0}}}
 
 
 def tensors(step):

@@ -42,7 +42,7 @@ def config(*settings):
 def save(run, steps, attempt=None, scores=(), settings=(), keep=99):
     """Save checkpoints of a network that can paint; the attempt."""
     own = config(*settings)
-    meta = {"manifest_id": "0" * 64, "identity": own.identity(), "config": own.model_dump(mode="json")}
+    meta = {"manifest_id": "0" * 64, "config": own.model_dump(mode="json")}
     attempt = attempt or begin_attempt(run, {})
     writer = CheckpointWriter(run, attempt, Retention(keep), meta)
     for number, step in enumerate(steps):

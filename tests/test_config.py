@@ -134,7 +134,7 @@ def test_a_configuration_does_not_change(file):
         ("train.learning_rate=.nan", ["train.learning_rate", "nan"]),
         ("data.flip=perhaps", ["data.flip", "boolean", "'perhaps'"]),
         ("data.image_size=100", ["data.image_size", "multiple of 32", "100"]),
-        ("loss.adversarial=gann", ["loss.adversarial", "'gan', 'lsgan' or 'hinge'", "'gann'"]),
+        ("loss.adversarial=gann", ["loss.adversarial", "'gan', 'lsgan', 'hinge' or 'wgan-gp'", "'gann'"]),
         ("run.name=Über Name", ["run.name", "pattern", "'Über Name'"]),
         ("run.name=../other", ["run.name", "pattern"]),
         ("loss.vgg_sha256=abc", ["loss.vgg_sha256", "pattern", "'abc'"]),

@@ -12,7 +12,7 @@ import torch
 
 from autopainter import losses
 
-KINDS = ["gan", "lsgan", "hinge"]
+KINDS = ["gan", "lsgan", "hinge", "wgan-gp"]
 
 
 def total_variation(image):
@@ -36,6 +36,7 @@ def discriminator(real, fake, kind):
         "gan": lambda: (-np.log(sigmoid(real)).mean(), -np.log(1 - sigmoid(fake)).mean()),
         "lsgan": lambda: (((real - 1) ** 2).mean(), (fake**2).mean()),
         "hinge": lambda: (np.maximum(0, 1 - real).mean(), np.maximum(0, 1 + fake).mean()),
+        "wgan-gp": lambda: (-2 * real.mean(), 2 * fake.mean()),
     }[kind]()
     return sum(parts) / 2
 
@@ -45,6 +46,7 @@ def generator(fake, kind):
         "gan": lambda: -np.log(sigmoid(fake)).mean(),
         "lsgan": lambda: ((fake - 1) ** 2).mean(),
         "hinge": lambda: -fake.mean(),
+        "wgan-gp": lambda: -fake.mean(),
     }[kind]()
 
 
@@ -173,9 +175,9 @@ def test_the_generators_gradient_does_not_saturate():
 def test_logits_are_not_squashed(kind):
     """A sigmoid in front, as in three of the authors' critics, would bound every term."""
     logits = torch.full((1, 1, 2, 2), 100.0)
-    expected = {"gan": 100, "lsgan": 101**2, "hinge": 100}[kind]
+    expected = {"gan": 100, "lsgan": 101**2, "hinge": 100, "wgan-gp": 100}[kind]
     assert losses.generator_adversarial(-logits, kind).item() == pytest.approx(expected)
-    both = {"gan": 100, "lsgan": (101**2 + 100**2) / 2, "hinge": 101}[kind]
+    both = {"gan": 100, "lsgan": (101**2 + 100**2) / 2, "hinge": 101, "wgan-gp": 200}[kind]
     assert losses.discriminator(-logits, logits, kind).item() == pytest.approx(both)
 
 
@@ -189,7 +191,9 @@ def test_extreme_logits_give_finite_values_and_gradients(kind, logit):
     assert logits.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("kind", "undecided"), [("gan", math.log(2)), ("lsgan", 0.5), ("hinge", 1.0)])
+@pytest.mark.parametrize(
+    ("kind", "undecided"), [("gan", math.log(2)), ("lsgan", 0.5), ("hinge", 1.0), ("wgan-gp", 0.0)]
+)
 def test_the_discriminators_two_parts_are_averaged(kind, undecided):
     zeros = torch.zeros(2, 1, 3, 3)
     assert losses.discriminator(zeros, zeros, kind).item() == pytest.approx(undecided)
@@ -203,3 +207,52 @@ def test_the_two_networks_pull_in_opposite_directions(kind):
     assert (fake.grad > 0).all()
     losses.generator_adversarial(painted, kind).backward()
     assert (painted.grad < 0).all()
+
+
+# The gradient penalty
+
+
+def penalty(weights, real, fake, alpha):
+    """Of the critic mean(tanh(weights * x)), whose slopes are known, sample by sample."""
+    found = []
+    for one, other, place in zip(real, fake, alpha, strict=True):
+        between = place * one + (1 - place) * other
+        slopes = weights * (1 - np.tanh(weights * between) ** 2) / between.size
+        found.append((math.sqrt((slopes**2).sum()) - 1) ** 2)
+    return sum(found) / len(found)
+
+
+ALPHA = np.array([0.2, 0.9])
+
+
+def test_the_penalty_and_its_gradient():
+    """The authors' slopes are summed over one axis only, and their places broadcast over the wrong one."""
+    weights = 40 * random(1, 3, 4, 5, seed=4)
+    tensor = torch.tensor(weights[0], dtype=torch.float32, requires_grad=True)
+    real, fake, alpha = (torch.tensor(array, dtype=torch.float32) for array in (*IMAGES, ALPHA))
+    value = losses.gradient_penalty(lambda x: torch.tanh(tensor * x), real, fake, alpha)
+    assert value.item() == pytest.approx(penalty(weights[0], *IMAGES, ALPHA), rel=1e-4)
+    value.backward()
+    expected = differences(lambda w: penalty(w, *IMAGES, ALPHA), weights, 0)
+    assert np.abs(expected).max() > 0
+    assert tensor.grad.numpy() == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_a_critic_of_slope_1_has_no_penalty():
+    real, fake, alpha = (torch.tensor(array, dtype=torch.float32) for array in (*IMAGES, ALPHA))
+    direction = torch.randn(60, generator=torch.Generator().manual_seed(0)).view(3, 4, 5)
+    direction /= direction.norm()
+    for factor, expected in ((1, 0.0), (3, 4.0)):
+        value = losses.gradient_penalty(
+            lambda x, factor=factor: factor * (x * direction).flatten(1).sum(1, True), real, fake, alpha
+        )
+        assert value.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_penalty_is_a_mean_over_the_batch():
+    real, fake, alpha = (torch.tensor(array, dtype=torch.float32) for array in (*IMAGES, ALPHA))
+    values = [
+        losses.gradient_penalty(lambda x: x.square(), real[rows], fake[rows], alpha[rows])
+        for rows in (slice(0, 2), slice(0, 1), slice(1, 2))
+    ]
+    assert values[0].item() == pytest.approx((values[1] + values[2]).item() / 2)

@@ -10,16 +10,18 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from autopainter.models.layers import KeyedDropout, initialise, norm_layer
 from autopainter.models.patchgan import PatchGAN
 from autopainter.models.unet import UNet, levels_for
+from autopainter.models.vgg import VGGFeatures
 
 KEYS = torch.tensor([3, -5, 2**62, 11])
 
 
-def unet(size=32, width=4, norm="instance", dropout=0.5, recompute="none", seed=0):
-    network = UNet(levels_for(size), width, norm, dropout, recompute)
+def unet(size=32, width=4, norm="instance", dropout=0.5, upsampling="transposed", recompute="none", seed=0):
+    network = UNet(levels_for(size), width, norm, dropout, upsampling, recompute)
     initialise(network, seed, 0)
     return network
 
@@ -59,6 +61,27 @@ def test_unet_paints_images_of_the_size_of_its_input(size):
     assert painted.abs().max() <= 1
     assert painted.min() < -0.9  # the whole range of the tanh is in reach
     assert painted.max() > 0.9
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch", "group"])
+def test_resize_convolutions_leave_no_checkerboard(norm):
+    """A flat map through one decoder block: transposed convolutions give each place another number of inputs."""
+    spread = {}
+    for upsampling in ("transposed", "resize"):
+        block = unet(norm=norm, upsampling=upsampling).up[1].eval()
+        inputs = 2 * 8  # the map of the level below and its skip
+        out = block.conv(torch.ones(1, inputs, 8, 8)).detach()[..., 2:-2, 2:-2]
+        spread[upsampling] = float(out.std(dim=(2, 3)).max() / out.abs().mean())
+    assert spread["resize"] < 1e-5 < 0.1 < spread["transposed"]
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_unet_with_resize_convolutions_paints(size):
+    network = unet(size, upsampling="resize")
+    painted = network(noise(2, 5, size, size), KEYS[:2])
+    assert painted.shape == (2, 3, size, size)
+    painted.sum().backward()
+    assert all(parameter.grad.any() for parameter in network.parameters() if parameter.dim() == 4)
 
 
 def test_unet_widths_are_those_of_pix2pix():
@@ -118,6 +141,23 @@ def test_parameter_counts_are_those_of_pix2pix():
 
 
 # Dropout
+
+
+def giga_multiplications(network, *channels):
+    """Multiplications of one forward pass of a 512x512 image, in 1e9; nothing is computed."""
+    with torch.device("meta"):
+        images = [torch.empty(1, count, 512, 512) for count in channels]
+    with FlopCounterMode(display=False) as counter:
+        network.to("meta")(*images)
+    return counter.get_total_flops() / 2e9
+
+
+def test_multiplications_of_an_image():
+    """Pix2pix's networks take 24.2 and 13.1; each two more channels of input 2 * 64 * 16 * 256 ** 2 = 0.134 more."""
+    assert giga_multiplications(UNet(8, 64, "instance", 0.5), 5) == pytest.approx(24.2 + 0.134, abs=0.05)
+    assert giga_multiplications(PatchGAN(64, "instance"), 5, 3) == pytest.approx(13.1 + 0.134, abs=0.06)
+    assert giga_multiplications(VGGFeatures("relu2_2"), 3) == pytest.approx(24.6, abs=0.05)
+    assert giga_multiplications(VGGFeatures("relu4_3"), 3) == pytest.approx(72.9, abs=0.05)
 
 
 def test_dropout_masks_do_not_depend_on_the_batch():

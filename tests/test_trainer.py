@@ -19,7 +19,7 @@ import torch.multiprocessing
 import torch.nn.functional as F
 from torch import nn
 
-from autopainter import checkpoint, config, parallel
+from autopainter import checkpoint, config, parallel, seeding
 from autopainter.data.stream import Batch
 from autopainter.pixels import network_input, to_pixels, to_unit
 from autopainter.storage import open_store
@@ -117,7 +117,18 @@ def plain_steps(trainer, batches):
             "gan": lambda: F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, value)),
             "lsgan": lambda: F.mse_loss(logits, torch.full_like(logits, value)),
             "hinge": lambda: F.relu(1 - logits if value else 1 + logits).mean(),
+            "wgan-gp": lambda: -2 * logits.mean() if value else 2 * logits.mean(),
         }[loss.adversarial]()
+
+    def penalty(condition, target, painted, keys):
+        places, found = seeding.uniform(keys ^ (seeding.key(seeding.Use.PENALTY) >> 1), (1,)), []
+        for row, place in enumerate(places):
+            ends = [torch.cat([condition, images], dim=1)[row : row + 1].detach() for images in (target, painted)]
+            between = (place * ends[0] + (1 - place) * ends[1]).requires_grad_()
+            mean = discriminator(between[:, :5], between[:, 5:]).mean()
+            slopes = torch.autograd.grad(mean, between, create_graph=True)[0]
+            found.append((slopes.square().sum().sqrt() - 1) ** 2)
+        return torch.stack(found).mean()
 
     rows = []
     for step, part in enumerate(batches):
@@ -128,6 +139,8 @@ def plain_steps(trainer, batches):
         discriminator.zero_grad()
         real, fake = discriminator(condition, target), discriminator(condition, painted.detach())
         judged = 0.5 * against(real, 1.0) + 0.5 * against(fake, 0.0)
+        if loss.adversarial == "wgan-gp":
+            judged = judged + 10 * penalty(condition, target, painted, part.dropout)
         judged.backward()
         norms = [grad_norm(discriminator)]
         optimizers[1].step()
@@ -138,10 +151,10 @@ def plain_steps(trainer, batches):
         terms = [
             F.l1_loss(painted, target),
             F.mse_loss(trainer.features(painted), trainer.features(target)),
-            -logits.mean() if loss.adversarial == "hinge" else against(logits, 1.0),
+            -logits.mean() if loss.adversarial in ("hinge", "wgan-gp") else against(logits, 1.0),
             torch.hypot(*steps).mean(),
         ]
-        weighted = 100 * terms[0] + 0.01 * terms[1] + terms[2] + 1e-4 * terms[3]
+        weighted = loss.pixel_weight * terms[0] + 0.01 * terms[1] + terms[2] + loss.tv_weight * terms[3]
         weighted.backward()
         norms.append(grad_norm(generator))
         optimizers[0].step()
@@ -163,7 +176,8 @@ def plain_steps(trainer, batches):
 
 
 @pytest.mark.parametrize(
-    ("adversarial", "channels_last"), [("gan", True), ("gan", False), ("lsgan", True), ("hinge", True)]
+    ("adversarial", "channels_last"),
+    [("gan", True), ("gan", False), ("lsgan", True), ("hinge", True), ("wgan-gp", True), ("wgan-gp", False)],
 )
 def test_steps_are_those_of_plain_pytorch(make, adversarial, channels_last):
     trainer = make(f"loss.adversarial={adversarial}", f"train.channels_last={channels_last}")
@@ -271,9 +285,10 @@ def test_gradients_are_views_of_one_buffer_in_the_order_of_their_weights(make, c
 # Microbatches, recomputation, precision
 
 
-@pytest.mark.parametrize("microbatch", [1, 2, 3])
-def test_microbatches_change_nothing_but_float_order(make, microbatch):
-    whole, parts = make(), make(f"train.microbatch={microbatch}")
+@pytest.mark.parametrize(("microbatch", "adversarial"), [(1, "gan"), (2, "gan"), (3, "gan"), (3, "wgan-gp")])
+def test_microbatches_change_nothing_but_float_order(make, microbatch, adversarial):
+    whole = make(f"loss.adversarial={adversarial}")
+    parts = make(f"loss.adversarial={adversarial}", f"train.microbatch={microbatch}")
     assert torch.allclose(run(parts, range(3)), run(whole, range(3)), rtol=1e-5)
     assert_same(parts.state(), whole.state(), without_influence(whole))
 
@@ -331,6 +346,8 @@ def test_two_runs_are_equal_bit_for_bit(make):
         ("train.precision=bfloat16", "train.activation_checkpointing=all"),
         ("model.norm=batch",),
         ("model.norm=group", "loss.adversarial=hinge"),
+        ("model.upsampling=resize", "train.warmup_steps=3", "train.decay_from=3", "train.clip_norm=0.1"),
+        ("loss.adversarial=wgan-gp", "loss.critic_steps=3", "telemetry.log_every_steps=3"),
     ],
     ids=" ".join,
 )

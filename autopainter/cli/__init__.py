@@ -1,12 +1,12 @@
-"""The command line: autopainter pack | index | inspect | vgg | train | fields | paint | evaluate | checkpoints | replay
-| journal | metrics | doctor."""
+"""The command line: autopainter pack | index | inspect | vgg | train | fields | paint | evaluate | export | serve
+| checkpoints | replay | journal | metrics | doctor."""
 
 import sys
 
 import click
 
 from autopainter import __version__
-from autopainter.cli import checkpoints, data, doctor, evaluate, metrics, model, paint, run
+from autopainter.cli import checkpoints, data, doctor, evaluate, export, metrics, model, paint, run, serve
 from autopainter.cli.common import Start, exit_code_of, print_plan, start_options
 
 __all__ = ["Start", "cli", "exit_code_of", "main", "print_plan", "start_options"]
@@ -20,6 +20,7 @@ def cli() -> None:
 
 for command in (
     data.pack, data.index, data.inspect, model.vgg, model.train, model.list_fields, paint.paint, evaluate.evaluate,
+    export.export, serve.serve,
     checkpoints.checkpoints, run.replay, run.journal,
     metrics.metrics, doctor.doctor,
 ):  # fmt: skip

@@ -5,7 +5,7 @@ Values come, the later winning, from the defaults here, a YAML file, environment
 """
 
 from autopainter.config.loading import ENVIRONMENT_PREFIX, fields, load, restore
-from autopainter.config.sections import Config, FeatureLayer, Hints, Norm, Sketch, flatten
+from autopainter.config.sections import Config, FeatureLayer, Hints, Norm, Sketch, Upsampling, flatten
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -14,6 +14,7 @@ __all__ = [
     "Hints",
     "Norm",
     "Sketch",
+    "Upsampling",
     "fields",
     "flatten",
     "load",

@@ -13,6 +13,7 @@ from autopainter.errors import UserError
 Uri = Annotated[str, pydantic.AfterValidator(uri.check)]
 FeatureLayer = Literal["relu2_2", "relu3_2", "relu4_3"]
 Norm = Literal["instance", "batch", "group"]
+Upsampling = Literal["transposed", "resize"]
 
 
 class Section(pydantic.BaseModel):
@@ -119,13 +120,35 @@ class Model(Section):
     """Normalisation; `batch` couples the samples of a microbatch, the others do not."""
     dropout: float = pydantic.Field(0.5, ge=0, lt=1)
     """Dropout in the three innermost decoder blocks (pix2pix, arXiv 1611.07004, appendix 6.1)."""
+    upsampling: Upsampling = "transposed"
+    """Decoder: 4x4 transposed convolutions, or nearest pixels and a 3x3 convolution, which cannot leave a checkerboard
+    (Odena et al. 2016)."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "pixel_weight": 100.0, "feature_weight": 0.01, "adversarial_weight": 1.0, "tv_weight": 100.0,
+        "feature_layer": "relu2_2",
+    },
+    "authors": {
+        "pixel_weight": 50.0, "feature_weight": 0.01, "adversarial_weight": 1.0, "tv_weight": 100.0,
+        "feature_layer": "relu3_2",
+    },
+}  # fmt: skip
+"""Weights of others, converted to the units of our terms (docs/training.md, "The objective")."""
 
 
 class Loss(Section):
     """The four terms; every reduction is a mean, so the weights do not depend on the image size."""
 
-    adversarial: Literal["gan", "lsgan", "hinge"] = "gan"
-    """Kind of adversarial loss; `gan` is the non-saturating one."""
+    preset: Literal["ours", "paper", "authors"] = "ours"
+    """Weights for the fields that are not set: these defaults, those of the paper, or those of its authors' code."""
+    adversarial: Literal["gan", "lsgan", "hinge", "wgan-gp"] = "gan"
+    """Kind of adversarial loss; `gan` is the non-saturating one, `wgan-gp` that of the journal version."""
+    critic_steps: int = pydantic.Field(1, ge=1, le=100)
+    """The discriminator learns in each step, the generator in every so-manieth (5 in Gulrajani et al. 2017)."""
+    penalty_weight: float = pydantic.Field(10.0, gt=0)
+    """Weight of the gradient penalty of `wgan-gp` (lambda in Gulrajani et al. 2017, equation 3)."""
     pixel_weight: float = pydantic.Field(100.0, ge=0)
     """Weight of the mean absolute pixel difference in [-1, 1] units."""
     feature_weight: float = pydantic.Field(0.01, ge=0)
@@ -140,6 +163,13 @@ class Loss(Section):
     """Path, s3:// or https:// URI of the weights that `autopainter vgg` writes; needed if feature_weight > 0."""
     vgg_sha256: str | None = pydantic.Field(None, pattern="^[0-9a-f]{64}$")
     """Checksum that vgg_weights must have; none: the pinned one of feature_layer."""
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _of_preset(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and isinstance(name := fields.get("preset"), str):
+            return {**PRESETS.get(name, {}), **fields}
+        return fields
 
 
 def _run_and_step(text: str) -> str:
@@ -165,6 +195,13 @@ class Train(Section):
     """Begin with the weights of another run, RUN or RUN@STEP; none: with random ones."""
     learning_rate: float = pydantic.Field(2e-4, gt=0)
     """Adam's step size for both networks (pix2pix, appendix 6.2)."""
+    warmup_steps: int = pydantic.Field(0, ge=0)
+    """Steps over which the learning rate rises linearly to its value."""
+    decay_from: int | None = pydantic.Field(None, ge=0)
+    """Step from which on the learning rate falls linearly, to 0 after train.steps (pix2pix's code: the second half);
+    none: it stays."""
+    clip_norm: float | None = pydantic.Field(None, gt=0)
+    """A longer gradient of a network is scaled to this norm; none: no gradient is."""
     beta1: float = pydantic.Field(0.5, ge=0, lt=1)
     """Adam's decay of the first moment."""
     beta2: float = pydantic.Field(0.999, ge=0, lt=1)
@@ -258,6 +295,22 @@ class Config(Section):
                 "loss.vgg_weights: needed because loss.feature_weight is above 0;"
                 " make the file with 'autopainter vgg' or set loss.feature_weight to 0"
             )
+        if self.loss.adversarial == "wgan-gp" and self.model.norm == "batch":
+            raise ValueError(
+                "model.norm: batch couples the samples whose gradients wgan-gp penalises one by one;"
+                " use instance or group"
+            )
+        for name, steps in (
+            ("train.steps", self.train.steps),
+            ("telemetry.log_every_steps", self.telemetry.log_every_steps),
+        ):
+            if steps % self.loss.critic_steps:
+                raise ValueError(
+                    f"{name}: {steps} is no multiple of loss.critic_steps {self.loss.critic_steps};"
+                    f" nearest right value: {-(-steps // self.loss.critic_steps) * self.loss.critic_steps}"
+                )
+        if self.train.decay_from is not None and self.train.decay_from >= self.train.steps:
+            raise ValueError(f"train.decay_from: {self.train.decay_from} must be below train.steps {self.train.steps}")
         return self
 
     def check_world(self, world: int, origin: str) -> None:
@@ -283,7 +336,11 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """The fields, by dotted name, that must stay as they are for a run to be continued."""
-        may_change = _MAY_CHANGE - (_COUPLED_BY_BATCH_NORM if self.model.norm == "batch" else set())
+        may_change = set(_MAY_CHANGE)
+        if self.model.norm == "batch":
+            may_change.remove("train.microbatch")  # batch norm couples its samples
+        if self.train.decay_from is not None:
+            may_change.remove("train.steps")  # the learning rate falls towards it
         return {
             name: value
             for name, value in flatten(self.model_dump(mode="json")).items()
@@ -303,9 +360,6 @@ _MAY_CHANGE = {
     "loss.vgg_weights",
     "train.steps", "train.microbatch", "train.channels_last", "train.activation_checkpointing", "train.threads",
 }  # fmt: skip
-
-
-_COUPLED_BY_BATCH_NORM = {"train.microbatch"}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from autopainter.config import Norm
+from autopainter.config import Norm, Upsampling
 from autopainter.models.layers import KeyedDropout, needs_bias, norm_layer
 
 INPUT_CHANNELS = 5
@@ -33,10 +33,22 @@ class _Down(nn.Module):
         return out
 
 
+class _ResizeConv(nn.Sequential):
+    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__(nn.Upsample(scale_factor=2), nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias))
+
+
 class _Up(nn.Module):
-    def __init__(self, inputs: int, outputs: int, norm: Norm | None, dropout: KeyedDropout | None) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, norm: Norm | None, dropout: KeyedDropout | None, upsampling: Upsampling
+    ) -> None:
         super().__init__()
-        self.conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=needs_bias(norm))
+        bias = needs_bias(norm)
+        self.conv = (
+            nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1, bias=bias)
+            if upsampling == "transposed"
+            else _ResizeConv(inputs, outputs, bias)
+        )
         self.norm = norm_layer(norm, outputs) if norm else nn.Identity()
         self.dropout = dropout
 
@@ -54,11 +66,20 @@ class UNet(nn.Module):
         width: channels of the first level, doubled at each level up to 8 * width.
         norm: normalisation; none after the first and at the innermost convolution, where a map can be 1x1.
         dropout: probability in the three innermost decoder blocks.
+        upsampling: how the decoder doubles a map: by a 4x4 transposed convolution of stride 2, or by nearest pixels and
+            a 3x3 convolution, which weighs all places alike (Odena et al. 2016, "Deconvolution and checkerboard
+            artifacts").
         recompute: blocks whose activations are recomputed in the backward pass instead of kept.
     """
 
     def __init__(
-        self, levels: int, width: int, norm: Norm, dropout: float, recompute: Literal["none", "outer", "all"] = "none"
+        self,
+        levels: int,
+        width: int,
+        norm: Norm,
+        dropout: float,
+        upsampling: Upsampling = "transposed",
+        recompute: Literal["none", "outer", "all"] = "none",
     ) -> None:
         super().__init__()
         self.levels = levels
@@ -79,6 +100,7 @@ class UNet(nn.Module):
                 outputs=widths[level - 1] if level else 3,
                 norm=norm if level else None,
                 dropout=KeyedDropout(dropout, level) if level > 0 and level >= levels - _DROPOUT_BLOCKS else None,
+                upsampling=upsampling,
             )
             for level in range(levels)
         )

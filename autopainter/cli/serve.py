@@ -1,0 +1,39 @@
+"""The command that serves the page to try a run on."""
+
+import threading
+import webbrowser
+
+import click
+
+from autopainter.errors import UserError
+
+
+@click.command()
+@click.option("--run", "run_uri", required=True, metavar="RUN", help="Folder or s3:// URI of a run.")
+@click.option("--step", type=int, help="A saved step; the newest if not given.")
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True,
+              help="Port to listen on; 0: any free one.")  # fmt: skip
+@click.option("--host", default="127.0.0.1", show_default=True,
+              help="Address to listen on. Whoever reaches it may paint: there is no password.")  # fmt: skip
+@click.option("--no-browser", is_flag=True, help="Only print the page's address.")
+def serve(run_uri: str, step: int | None, port: int, host: str, no_browser: bool) -> None:
+    """Serve a page on this machine: draw or open a sketch, lay down colours, see it painted. Ctrl-C ends it."""
+    try:
+        from autopainter.serve import server
+    except ModuleNotFoundError as error:
+        if error.name != "aiohttp":
+            raise
+        raise UserError('autopainter serve needs aiohttp, which is missing: pip install "autopainter[serve]"') from None
+    from autopainter.paint import Painter
+
+    with server.listen(host, port) as listener:
+        painter = Painter.load(run_uri, step)
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http://{shown}:{listener.getsockname()[1]}/"
+
+        def ready() -> None:
+            click.echo(f"{url} paints with step {painter.step} of {run_uri}; Ctrl-C ends it")
+            if not no_browser:  # a browser that runs in the terminal returns only when it ends
+                threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+        server.run(painter, listener, ready)

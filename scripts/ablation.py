@@ -1,0 +1,153 @@
+"""What does each term of the objective do? Trains the same generator with more and more of them, and compares.
+
+Same data, seed and steps; each run in one process, on the GPU if there is one. It writes table.md and sheet.png into
+the folder; the same command again continues where it was interrupted. On cores, two calls beside each other with other
+--variants and --set train.threads=1 are sooner done; a last one for all then makes the table.
+
+    bash scripts/quickstart.sh --stop   # makes the environment
+    .venv/bin/python scripts/ablation.py
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import cpu, cpu_precision
+from numpy.typing import NDArray
+
+from autopainter.data import manifest as manifests
+from autopainter.data import pictures
+from autopainter.data.stream import validation_batches
+from autopainter.paint import Painter
+from autopainter.sheet import grid, hints_on_sketch, picture
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "job/configs/quickstart.yaml"
+_NO_HINTS = {"hints.unhinted": "1"}
+_NO_TV = {"loss.tv_weight": "0"}
+_NO_FEATURES = {"loss.feature_weight": "0"}
+_NO_GAN = {"loss.adversarial_weight": "0"}
+VARIANTS: dict[str, dict[str, str]] = {
+    "L1": _NO_HINTS | _NO_TV | _NO_FEATURES | _NO_GAN,
+    "+ GAN": _NO_HINTS | _NO_TV | _NO_FEATURES,
+    "+ features": _NO_HINTS | _NO_TV,
+    "+ TV": _NO_HINTS,
+    "+ hints": {},
+    "resize": {"model.upsampling": "resize"},
+}
+"""What each run changes of the configuration; `resize` is `+ hints` with the other decoder."""
+COLUMNS = {
+    "psnr": "PSNR, dB", "ssim": "SSIM", "lpips_vgg": "LPIPS-VGG", "lpips_alex": "LPIPS-Alex", "fd_vgg": "FD-VGG",
+    "hint_error": "hint error",
+}  # fmt: skip
+TILE = 96
+
+
+def main() -> int:
+    """Train, evaluate, write the table and the sheet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=64, help="Edge of the images in pixels, a multiple of 32.")
+    parser.add_argument("--steps", type=int, default=3000, help="Training steps of each run.")
+    parser.add_argument("--folder", type=Path, default=Path(".ablation"), help="Where everything is kept.")
+    parser.add_argument("--manifest", help="Another data set than OpenMoji: path or s3:// URI of its manifest.")
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="Runs; all if not given."
+    )
+    parser.add_argument("--samples", type=int, default=12, help="Rows of the sheet.")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="For all runs, as in training."
+    )
+    options = parser.parse_args()
+    folder = options.folder.absolute()
+    weights = folder / "weights/vgg16-relu2_2.safetensors"
+    manifest = options.manifest or str(folder / f"openmoji-{options.size * 3 // 2}/manifest.json")
+    if not options.manifest:
+        autopainter("pack", "openmoji", Path(manifest).parent, "--size", options.size * 3 // 2)
+    autopainter("vgg", "--output", weights, "--metrics-weights", weights.parent)
+    settings = [
+        f"run.storage={folder / 'runs'}", f"data.manifest={manifest}", f"data.image_size={options.size}",
+        f"loss.vgg_weights={weights}", f"train.steps={options.steps}", "checkpoint.keep_best=0",
+        f"train.precision={'bfloat16' if torch.cuda.is_available() else cpu_precision()}", *options.set,
+    ]  # fmt: skip
+    seconds, scores, painters = {}, {}, {}
+    for name in options.variants:
+        run = folder / "runs" / f"{name.removeprefix('+ ').lower()}-{options.size}-{options.steps}"
+        own = [f"run.name={run.name}", *(f"{field}={value}" for field, value in VARIANTS[name].items())]
+        began = time.monotonic()
+        autopainter("train", "--config", CONFIG, *(part for text in settings + own for part in ("--set", text)))
+        seconds[name] = time.monotonic() - began
+        scores[name] = json.loads(autopainter("evaluate", "--run", run, "--json", capture=True))
+        painters[name] = Painter.load(str(run))
+    table = report(scores, seconds)
+    (folder / "table.md").write_text(table, encoding="utf-8")
+    pictures.write_png(folder / "sheet.png", sheet(painters, options.samples))
+    print(f"{table}\n{folder}/table.md\n{folder}/sheet.png")
+    return 0
+
+
+def autopainter(*arguments: object, capture: bool = False) -> str:
+    """Run a command of the project; its output if that is captured."""
+    command = [str(Path(sys.executable).parent / "autopainter"), *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE if capture else None, text=True)
+    if done.returncode:
+        print(f"ablation: 'autopainter {arguments[0]}' ended with exit code {done.returncode}", file=sys.stderr)
+        sys.exit(done.returncode)
+    return done.stdout or ""
+
+
+def takes_hints(variant: str) -> bool:
+    """Whether a variant has seen hints in its training."""
+    return not VARIANTS[variant].keys() & _NO_HINTS.keys()
+
+
+def sheet(painters: dict[str, Painter], samples: int) -> NDArray[np.uint8]:
+    """One row a held-out sketch: what each run paints without hints, then what those that take hints make of them."""
+    config = next(iter(painters.values())).config
+    manifest = manifests.load(config.data.manifest)
+    hinted = [name for name in painters if takes_hints(name)]
+    rows: list[list[NDArray[np.uint8]]] = []
+    seen = set[bytes]()
+    for batch in validation_batches(manifest, config, 16):
+        for row in range(len(batch.keys)):
+            sketch, hint = batch.sketch[row : row + 1], batch.hint[row : row + 1]
+            key = sketch.numpy().tobytes()
+            if key in seen or len(rows) == samples or not hint[:, 3].any():
+                continue
+            seen.add(key)
+            plain = [picture(painter.batch(sketch, torch.zeros_like(hint))[0]) for painter in painters.values()]
+            steered = [picture(painters[name].batch(sketch, hint)[0]) for name in hinted]
+            hints = hints_on_sketch(sketch[0], hint[0])
+            rows.append([picture(sketch[0]), *plain, hints, *steered, picture(batch.color[row])])
+    return grid(["sketch", *painters, "the hints", *hinted, "target"], rows, tile=TILE)
+
+
+def report(scores: dict[str, Any], seconds: dict[str, float]) -> str:
+    """The table in Markdown."""
+    first = next(iter(scores.values()))
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu()
+    lines = [
+        f"{first['images']} held-out pictures, {first['image_size']} px, {first['step']} steps each; {machine}\n",
+        f"| run | hints | {' | '.join(COLUMNS.values())} | minutes |",
+        f"| --- | --- |{' ---: |' * (len(COLUMNS) + 1)}",
+    ]
+
+    def line(name: str, hints: bool, values: dict[str, float], minutes: str) -> str:
+        cells = (f"{values[column]:.3f}" if column in values else "" for column in COLUMNS)
+        return f"| {name} | {'with' if hints else 'without'} | {' | '.join(cells)} | {minutes} |"
+
+    lines += [line(name, False, first["scores"][name], "") for name in ("sketch", "mean colour")]
+    for name, score in scores.items():
+        lines.append(line(name, False, score["scores"]["painted"], f"{seconds[name] / 60:.1f}"))
+        if takes_hints(name):
+            lines.append(line(name, True, score["scores"]["painted with hints"], ""))
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
