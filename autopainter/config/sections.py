@@ -155,7 +155,7 @@ class Loss(Section):
     """Weight of the mean squared VGG feature difference, inputs normalised as ImageNet."""
     adversarial_weight: float = pydantic.Field(1.0, ge=0)
     """Weight of the generator's adversarial term."""
-    tv_weight: float = pydantic.Field(1e-4, ge=0)
+    tv_weight: float = pydantic.Field(10.0, ge=0)
     """Weight of the mean total variation of the painted image."""
     feature_layer: FeatureLayer = "relu2_2"
     """VGG16 layer phi of the feature term; relu2_2 follows its 4th convolution."""
