@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from autopainter.config import Config, fields, flatten, load
+from autopainter.config.sections import PRESETS, Loss
 from autopainter.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -290,6 +291,34 @@ def test_what_decides_the_result_changes_the_identity(file, text):
     changed, before = load(file(), [text], {}).identity(), load(file(), environment={}).identity()
     assert {field for field in before if before[field] != changed[field]} == {name}
     assert str(changed[name]) == value
+
+
+# Presets
+
+
+def test_a_preset_gives_the_weights_that_are_not_set(file):
+    loss = load(file(), ["loss.preset=authors", "loss.tv_weight=3"], {}).loss
+    assert (loss.pixel_weight, loss.tv_weight, loss.feature_layer) == (50, 3, "relu3_2")
+    assert loss.feature_weight == 0  # the file says so
+    assert load(file(), ["loss.tv_weight=4"], {"AUTOPAINTER__LOSS__PRESET": "paper"}).loss.tv_weight == 4
+    assert load(file(), ["loss.preset=paper"], {}).loss.tv_weight == PRESETS["paper"]["tv_weight"]
+    assert load(file(), [], {}).loss.preset == "ours"
+
+
+def test_a_resolved_preset_is_read_again_as_it_was(file, tmp_path):
+    resolved = load(file(), ["loss.preset=paper", "loss.pixel_weight=7"], {})
+    copy = tmp_path / "resolved.yaml"
+    copy.write_text(resolved.to_yaml())
+    assert load(copy, environment={}) == resolved
+
+
+def test_the_table_of_presets_is_that_of_the_docs():
+    text = (ROOT / "docs/training.md").read_text()
+    defaults = {name: Loss.model_fields[name].default for name in PRESETS["paper"]}
+    for field, ours in defaults.items():
+        cells = [ours, PRESETS["paper"][field], PRESETS["authors"][field]]
+        row = " | ".join(f"{cell:g}" if isinstance(cell, float) else cell for cell in cells)
+        assert f"| `loss.{field}` | {row} |" in text
 
 
 # Secrets

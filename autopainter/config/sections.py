@@ -127,11 +127,11 @@ class Model(Section):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
-        "pixel_weight": 100.0, "feature_weight": 0.01, "adversarial_weight": 1.0, "tv_weight": 100.0,
+        "pixel_weight": 100.0, "feature_weight": 0.01, "adversarial_weight": 1.0, "tv_weight": 90.0,
         "feature_layer": "relu2_2",
     },
     "authors": {
-        "pixel_weight": 50.0, "feature_weight": 0.01, "adversarial_weight": 1.0, "tv_weight": 100.0,
+        "pixel_weight": 50.0, "feature_weight": 0.001, "adversarial_weight": 1.0, "tv_weight": 700.0,
         "feature_layer": "relu3_2",
     },
 }  # fmt: skip
