@@ -63,8 +63,10 @@ def main_job(folder: Path, size: int, steps: int | None, keep_running: bool, sta
         with stages.stage("pack", "Packing OpenMoji into WebDataset shards"):
             _run(storage.env, "autopainter", "pack", "openmoji", manifest.rpartition("/")[0],
                  "--size", str(size * 3 // 2))  # fmt: skip
-        with stages.stage("vgg", "Fetching the VGG16 layers of the feature loss"):
-            _run(storage.env, "autopainter", "vgg", "--output", weights)
+        with stages.stage("vgg", "Fetching VGG16 for the feature loss, and the networks that score"):
+            _run(
+                storage.env, "autopainter", "vgg", "--output", weights, "--metrics-weights", weights.rpartition("/")[0]
+            )
         with stages.stage("train", "Training on a local Ray cluster"), RayCluster(
             num_cpus=max(os.cpu_count() or 1, CPU_WORKERS), env=storage.env
         ) as ray:  # fmt: skip
