@@ -1,24 +1,21 @@
-"""How far tiles differ from one another, and what of it shows in a painting: sketches painted whole and in tiles.
+"""Whether tiles show in a painting: sketches painted at once, in tiles side by side, and in blended tiles.
 
-    autopainter pack openmoji FOLDER --size 256 --limit 40
-    tar -xf FOLDER/train-00000.tar -C SKETCHES --wildcards '*.sketch.png'
+    autopainter pack openmoji FOLDER --size 256 --limit 300
+    mkdir SKETCHES; tar -xf FOLDER/train-00000.tar -C SKETCHES --wildcards '*.sketch.png'
     python scripts/measure_seams.py --run RUN SKETCHES
 
-Grey levels are those of 8 bit RGB. At each place where a tile begins or ends, "step" is the mean difference of the two
-pixels beside it, and "drift" that of the mean colours of the two bands beside it, a sixteenth of a tile wide: a step is
-seen as a line, a drift as another colour. "untiled" are the same places in the picture painted whole, where all that
-there is is the picture's own.
+The step is the mean difference of the two pixels beside a place where a tile begins or ends, in grey levels of 8 bit
+RGB. In the picture painted at once there is nothing there but what is in the picture itself.
 """
 
-from collections import defaultdict
 from pathlib import Path
 
 import click
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from autopainter import tiling
+from autopainter.data import pictures
 from autopainter.paint import Painter
 from autopainter.sketches import plan, read_sketch
 
@@ -31,11 +28,10 @@ def seams(length: int, tile: int) -> set[int]:
     return {place for start in starts for place in (start, start + tile)} - {0, length}
 
 
-def across(picture: Image, places: set[int], band: int) -> float:
-    """Mean difference of the mean colours of the ``band`` columns on either side of places, in grey levels."""
-    values = picture.astype(np.float64)
-    sides = [(values[:, x - band : x].mean(axis=1), values[:, x : x + band].mean(axis=1)) for x in places]
-    return float(np.mean([np.abs(left - right).mean() for left, right in sides]))
+def step_at(picture: Image, tile_edges: set[int]) -> float:
+    """Mean step across these columns and, in a square picture, across these rows."""
+    views = picture.astype(np.int16), picture.astype(np.int16).swapaxes(0, 1)
+    return float(np.mean([np.abs(view[:, x] - view[:, x - 1]).mean() for view in views for x in tile_edges]))
 
 
 def side_by_side(painter: Painter, sketch: Image, tile: int) -> Image:
@@ -49,35 +45,28 @@ def side_by_side(painter: Painter, sketch: Image, tile: int) -> Image:
 
 
 @click.command()
-@click.argument("sketches", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("sketches", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--run", required=True, help="Folder or s3:// URI of a run.")
-@click.option("--step", type=int, help="A saved step; the newest if not given.")
 @click.option("--times", type=click.IntRange(min=2), default=4, show_default=True, help="Edge, in trained sizes.")
-@click.option("--limit", type=click.IntRange(min=1), default=40, show_default=True, help="Sketches that are painted.")
-def main(sketches: tuple[Path, ...], run: str, step: int | None, times: int, limit: int) -> None:
-    """Measure the seams of a run's paintings."""
-    painter = Painter.load(run, step)
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Sketches that are painted.")
+def main(sketches: tuple[Path, ...], run: str, times: int, limit: int) -> None:
+    """Measure the seams in paintings of square sketches."""
+    painter = Painter.load(run)
     tile = painter.config.data.image_size
-    measured: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    size = tile * times
+    abutting, overlapping = set(range(tile, size, tile)), seams(size, tile)
+    steps = []
     for job in plan(sketches, None, Path("unused"))[:limit]:
-        sketch = read_sketch(job.sketch, tile * times)
-        whole = painter.paint(sketch, tiled=False)
-        for name, picture, places in (
-            ("side by side", side_by_side(painter, sketch, tile), lambda length: set(range(tile, length, tile))),
-            ("blended", painter.paint(sketch, tiled=True), lambda length: seams(length, tile)),
-        ):
-            for kind, painted in ((name, picture), (f"{name}, untiled", whole)):
-                turned = painted.swapaxes(0, 1)
-                for view in (painted, turned):
-                    if found := places(view.shape[1]):
-                        measured[kind].append((across(view, found, 1), across(view, found, tile // 16)))
-    click.echo(
-        f"{'':28}{'step':>8}{'drift':>8}   ({run}, step {painter.step}; {len(measured['blended']) // 2} sketches)"
-    )
-    for kind, values in measured.items():
-        click.echo(f"{kind:28}{np.mean(values, axis=0)[0]:8.2f}{np.mean(values, axis=0)[1]:8.2f}")
+        sketch = pictures.resize(read_sketch(job.sketch), size, size)
+        at_once = painter.paint(sketch, tiled=False)
+        beside, blended = side_by_side(painter, sketch, tile), painter.paint(sketch, tiled=True)
+        steps.append([step_at(beside, abutting), step_at(at_once, abutting),
+                      step_at(blended, overlapping), step_at(at_once, overlapping)])  # fmt: skip
+    side, once, blend, same = np.mean(steps, axis=0)
+    click.echo(f"{len(steps)} sketches of {size}x{size}, tiles of {tile}x{tile}, {run}, step {painter.step}")
+    click.echo(f"side by side {side:6.2f}   painted at once, same places {once:6.2f}")
+    click.echo(f"blended      {blend:6.2f}   painted at once, same places {same:6.2f}")
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     main()

@@ -52,11 +52,13 @@ def test_tiles_that_differ_are_blended_without_a_step():
         colors.append(len(colors) % 2 * 255)  # neighbours are black and white
         return torch.full((1, 3, *sketch.shape[2:]), colors[-1], dtype=torch.uint8)
 
-    painted = paint_tiles(paint, *blank(32, 160), 32)[0, 0].int()
-    assert colors == [0, 255] * 4 + [0]
-    assert painted.max() - painted.min() >= 253
-    # The steepest place of sin^2 over half a tile of 16 pixels is 255 sin(pi / 32).
-    assert painted.diff(dim=1).abs().max() <= 26
+    painted = paint_tiles(paint, *blank(32, 128), 32)[0, 0].int()
+    assert colors == [0, 255, 0, 255, 0]  # every 24 pixels
+    assert painted.max() - painted.min() >= 250
+    # The 8 pixels that two tiles share go from one to the other, steepest in the middle: 0.23 of 255.
+    steps = painted.diff(dim=1).abs()
+    assert steps.max() <= 60
+    assert (steps > 0).sum() > 0.2 * steps.numel()
     assert torch.equal(painted, painted[:1].expand_as(painted))
 
 
