@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from autopainter import checkpoint, memory, storage
 from autopainter.checkpoint import Checkpoint, Tensors
 from autopainter.config import Config, restore
+from autopainter.data import pictures
 from autopainter.errors import CorruptData, UserError
 from autopainter.models.unet import UNet
 from autopainter.pixels import network_input, to_pixels
@@ -92,7 +94,8 @@ class Painter:
         Args:
             sketch: uint8 [H, W], dark lines on white.
             hints: uint8 [H, W, 4] RGBA; a pixel is a hint where alpha is at least 128. None: no hints.
-            tiled: paint it in blended tiles of the size that the network was trained on; none: if it is a large one.
+            tiled: paint it in blended tiles of the size that the network was trained on, in front of a small painting
+                of the whole that is enlarged; none: if it is a large one.
 
         Returns:
             uint8 [H, W, 3] RGB.
@@ -113,7 +116,8 @@ class Painter:
         lines, colors = torch.from_numpy(sketch)[None, None], torch.from_numpy(hint).permute(2, 0, 1)[None].contiguous()
         try:
             if self.tiled(height, width) if tiled is None else tiled:
-                painted = paint_tiles(self.batch, lines, colors, self.config.data.image_size)
+                backdrop = torch.from_numpy(self._backdrop(sketch, hints)).permute(2, 0, 1)[None]
+                painted = paint_tiles(self.batch, lines, colors, self.config.data.image_size, backdrop)
             else:
                 painted = self.batch(lines, colors)
         except (RuntimeError, MemoryError) as error:
@@ -121,6 +125,14 @@ class Painter:
                 raise
             raise UserError(f"too little memory to paint {width}x{height}; paint it in tiles, or smaller") from None
         return np.ascontiguousarray(painted[0].permute(1, 2, 0).numpy())
+
+    def _backdrop(self, sketch: Image, hints: Image | None) -> Image:
+        """The picture painted as small as the network was trained, and enlarged: its colours without its lines."""
+        height, width = sketch.shape
+        scale = self.config.data.image_size / max(height, width)
+        size = max(round(width * scale), 1), max(round(height * scale), 1)
+        few = None if hints is None else cv2.resize(hints, size, interpolation=cv2.INTER_NEAREST)
+        return pictures.resize(self.paint(pictures.resize(sketch, *size), few, tiled=False), width, height)
 
 
 def _candidates(run: Store, run_uri: str, step: Step | None) -> list[int]:

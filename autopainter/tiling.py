@@ -8,9 +8,16 @@ import torch
 OVERLAP = 0.25
 """Least share of a tile that its neighbour covers too; with 0.5 seams are no fainter and the work is twice as much."""
 
+PAPER = 230
+"""Sketch pixels above this are no line, as in ``autopainter.data.hints``."""
+
 
 def paint_tiles(
-    paint: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], sketch: torch.Tensor, hint: torch.Tensor, tile: int
+    paint: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    sketch: torch.Tensor,
+    hint: torch.Tensor,
+    tile: int,
+    backdrop: torch.Tensor,
 ) -> torch.Tensor:
     """Paint in squares one after the other, so that memory does not grow with the picture but for the picture itself.
 
@@ -23,6 +30,8 @@ def paint_tiles(
         sketch: uint8 [1, 1, H, W].
         hint: uint8 [1, 4, H, W].
         tile: edge of a tile in pixels; a picture that is smaller in one direction has one tile there, of its size.
+        backdrop: uint8 [1, 3, H, W], what stands for tiles without a line or a hint: there is nothing in them that a
+            network could tell their colour by, and one with instance norm sees shapes in the rounding errors.
 
     Returns:
         uint8 [1, 3, H, W], on the CPU.
@@ -34,7 +43,8 @@ def paint_tiles(
     for top in rows:
         for left in columns:
             part = (..., slice(top, top + tile), slice(left, left + tile))
-            painted[part] += paint(sketch[part], hint[part]) * down[:, None] * right
+            bare = sketch[part].amin() > PAPER and not hint[part][:, 3].any()
+            painted[part] += (backdrop[part] if bare else paint(sketch[part], hint[part])) * down[:, None] * right
     # The sum of the products is the product of the sums, since the tiles form a grid.
     painted /= _total(down, rows, height)[:, None]
     painted /= _total(right, columns, width)

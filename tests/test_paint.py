@@ -9,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from painting import damage, drawing, hinted, refusal, save_run, small_config
 
 from autopainter import checkpoint, storage
-from autopainter.data.pictures import write_png
+from autopainter.data.pictures import resize, write_png
 from autopainter.data.stream import Batch
 from autopainter.errors import CorruptData
 from autopainter.evaluate import Score, paint_both
@@ -166,10 +167,22 @@ def test_large_pictures_are_painted_in_tiles_of_the_trained_size(painter):
         painted = {asked: painter.paint(sketch, hints, asked) for asked in (None, True, False)}
         assert (painted[None] == painted[tiled]).all()
         assert (painted[True] != painted[False]).any()
-        hint = torch.from_numpy(hints).permute(2, 0, 1)[None]
+        hint = torch.from_numpy(hints).permute(2, 0, 1)[None].clone()
         hint[:, 3] //= 255
-        expected = paint_tiles(painter.batch, torch.from_numpy(sketch)[None, None], hint, 32)
+        size = (32, max(round(32 * height / width), 1)) if width > height else (max(round(32 * width / height), 1), 32)
+        small = painter.paint(resize(sketch, *size), cv2.resize(hints, size, interpolation=cv2.INTER_NEAREST))
+        backdrop = torch.from_numpy(resize(small, int(width), int(height))).permute(2, 0, 1)[None]
+        expected = paint_tiles(painter.batch, torch.from_numpy(sketch)[None, None], hint, 32, backdrop)
         assert (painted[True] == expected[0].permute(1, 2, 0).numpy()).all()
+
+
+def test_wide_empty_parts_of_a_tiled_picture_have_the_colour_of_the_small_one(painter):
+    sketch = np.full((64, 320), 255, np.uint8)
+    sketch[:, 5:8] = 0
+    painted = painter.paint(sketch, tiled=True)
+    small = painter.paint(resize(sketch, 32, 6))
+    assert (painted[:, 64:] == resize(small, 320, 64)[:, 64:]).all()
+    assert (painted[:, :30] != resize(small, 320, 64)[:, :30]).any()
 
 
 def test_too_little_memory_is_one_line(painter, monkeypatch):

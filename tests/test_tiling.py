@@ -11,8 +11,13 @@ import torch
 from autopainter.tiling import OVERLAP, paint_tiles, positions
 
 
-def blank(height, width):
-    return torch.zeros(1, 1, height, width, dtype=torch.uint8), torch.zeros(1, 4, height, width, dtype=torch.uint8)
+def pixels(channels, height, width, value=0):
+    return torch.full((1, channels, height, width), value, dtype=torch.uint8)
+
+
+def inked(height, width):
+    """A sketch that is black all over, and no hints."""
+    return pixels(1, height, width), pixels(4, height, width)
 
 
 @pytest.mark.parametrize("tile", [32, 64])
@@ -38,9 +43,9 @@ def test_what_depends_on_the_pixel_alone_is_as_if_painted_at_once(height, width)
         assert hint.shape[2:] == sketch.shape[2:]
         return sketch // 2 + hint[:, :3] // 2
 
-    painted = paint_tiles(paint, sketch, hint, 32)
+    painted = paint_tiles(paint, sketch // 2, hint, 32, pixels(3, height, width))
     assert painted.dtype == torch.uint8
-    assert torch.equal(painted, paint(sketch, hint))
+    assert torch.equal(painted, paint(sketch // 2, hint))
     sizes.discard((height, width))
     assert sizes <= {(min(height, 32), min(width, 32))}
 
@@ -52,7 +57,7 @@ def test_tiles_that_differ_are_blended_without_a_step():
         colors.append(len(colors) % 2 * 255)  # neighbours are black and white
         return torch.full((1, 3, *sketch.shape[2:]), colors[-1], dtype=torch.uint8)
 
-    painted = paint_tiles(paint, *blank(32, 128), 32)[0, 0].int()
+    painted = paint_tiles(paint, *inked(32, 128), 32, pixels(3, 32, 128))[0, 0].int()
     assert colors == [0, 255, 0, 255, 0]  # every 24 pixels
     assert painted.max() - painted.min() >= 250
     # The 8 pixels that two tiles share go from one to the other, steepest in the middle: 0.23 of 255.
@@ -62,6 +67,11 @@ def test_tiles_that_differ_are_blended_without_a_step():
     assert torch.equal(painted, painted[:1].expand_as(painted))
 
 
-def test_the_edges_of_the_picture_are_those_of_the_outer_tiles():
-    painted = paint_tiles(lambda s, _: torch.full((1, 3, *s.shape[2:]), 77, dtype=torch.uint8), *blank(70, 50), 32)
-    assert (painted == 77).all()
+def test_tiles_without_a_line_or_a_hint_are_those_of_the_backdrop():
+    sketch, hint = pixels(1, 32, 200, 255), pixels(4, 32, 200)
+    sketch[..., 10, 3] = 0
+    hint[:, 3, 20, 197] = 1
+    painted = paint_tiles(lambda s, _: pixels(3, *s.shape[2:], 40), sketch, hint, 32, pixels(3, 32, 200, 90))[0, 0]
+    assert (painted[:, :20] == 40).all()
+    assert (painted[:, -20:] == 40).all()
+    assert (painted[:, 40:-40] == 90).all()
