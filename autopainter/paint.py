@@ -71,7 +71,7 @@ class Painter:
         generator.load_state_dict(weights)
         return cls(generator, config, found.step, found.meta["manifest_id"], device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def batch(self, sketch: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:
         """Paint uint8 [B, 1, H, W] sketches with uint8 [B, 4, H, W] hints (RGB, 0/1 mask): uint8 [B, 3, H, W].
 

@@ -53,12 +53,12 @@ def sketches(tmp_path):
 
 
 @pytest.fixture
-def paint(run, tmp_path, capsys):
+def paint(run, tmp_path, capfd):
     """Calls ``autopainter paint`` with an output inside the test's folder: exit code, stdout's and stderr's lines."""
 
     def call(*arguments, output):
         code = command(["paint", "--run", run, *arguments, "-o", tmp_path / output])
-        said = capsys.readouterr()
+        said = capfd.readouterr()
         return code, said.out.splitlines(), said.err.splitlines()
 
     return call
@@ -260,6 +260,8 @@ def bad_inputs(folder):
     twin = save(folder / "other" / "one.jpg", drawing(30, 40))
     text = folder / "text.png"
     text.write_bytes(b"no picture")
+    cut = folder / "cut.png"
+    cut.write_bytes(one.read_bytes()[:40])
     (folder / "empty").mkdir()
     (folder / "file").write_text("")
     turned = save(folder / "turned.png", hinted(40, 30))
@@ -268,6 +270,7 @@ def bad_inputs(folder):
     save(double / "one.webp", hinted(30, 40))
     return [
         ("no picture", [text], "out.png", [str(text), "not an image"]),
+        ("half a picture", [cut], "out.png", [str(cut), "not an image"]),
         ("no file", [one, folder / "none.png"], "out", ["none.png", "no such file"]),
         ("an empty folder", [folder / "empty"], "out", [str(folder / "empty"), "no pictures"]),
         ("two of one name", [one, twin], "out", [str(twin), str(one), "rename"]),
