@@ -285,7 +285,7 @@ def bad_inputs(folder):
         ("another format", [one], "out.jpg", ["--output", ".png"]),
         ("into a file that is no folder", [one, two], "file", ["--output", "is a file"]),
         ("over the sketch", [one], one, ["--output", "another place"]),
-        ("among the sketches", [folder / "in"], folder / "in", ["--output", "another place"]),
+        ("among the sketches", [folder / "other"], folder / "other", ["--output", "another place"]),
         ("no step", [one, "--step", "last"], "out.png", ["--step", "'last'", "best or latest"]),
         ("a step that was not saved", [one, "--step", "7"], "out.png", ["step 7", "[5]"]),
         ("the best of no scores", [one, "--step", "best"], "out.png", ["score", "latest"]),
