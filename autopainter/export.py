@@ -110,7 +110,7 @@ def export(run_uri: str, step: int | None, kind: Format, output: str) -> Exporte
     taken = UserError(f"--output: {output}: is there already; delete it or choose another name")
     if store.size(name) is not None:
         raise taken
-    painter = Painter.load(run_uri, step)
+    painter = Painter.load(run_uri, step, torch.device("cpu"))
     with _quiet(), torch.no_grad():
         data = _to_onnx(painter) if kind == "onnx" else _to_torch_export(painter)
         difference = compare(painter, _run_onnx(data) if kind == "onnx" else _run_torch_export(data))

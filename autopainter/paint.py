@@ -1,7 +1,8 @@
 """Painting: a checkpoint and a sketch, with or without hints, to a picture."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import logging
+from collections.abc import Iterable
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -9,85 +10,98 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from autopainter import checkpoint, storage
+from autopainter import checkpoint, memory, storage
+from autopainter.checkpoint import Checkpoint, Tensors
 from autopainter.config import Config, restore
 from autopainter.data import pictures
 from autopainter.errors import CorruptData, UserError
 from autopainter.models.unet import UNet
 from autopainter.pixels import network_input, to_pixels
+from autopainter.storage import Store
+from autopainter.tiling import paint_tiles
 from autopainter.trainer import build_generator
 
+log = logging.getLogger(__name__)
+
 Image = NDArray[np.uint8]
+Step = int | Literal["best", "latest"]
+
+MAX_WHOLE = 4
+"""Largest picture, in areas of a training image, that is painted at once if nothing else is asked for."""
 
 
 class Painter:
     """A trained generator.
 
     Attributes:
-        generator: the averaged generator, on the CPU, in evaluation mode.
+        generator: the averaged generator, float32, in evaluation mode, on the device where it paints.
         config: configuration of the run that it comes from.
         step: training steps behind it.
+        manifest_id: the data set that it was trained on.
     """
 
-    def __init__(self, generator: UNet, config: Config, step: int, manifest_id: str) -> None:
+    def __init__(
+        self, generator: UNet, config: Config, step: int, manifest_id: str, device: torch.device | None = None
+    ) -> None:
         self.config, self.step, self.manifest_id = config, step, manifest_id
-        self.generator = generator.eval()
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.generator = generator.to(device).eval()
 
     @classmethod
-    def load(cls, run_uri: str, step: int | None = None) -> "Painter":
+    def load(cls, run_uri: str, step: Step | None = None, device: torch.device | None = None) -> "Painter":
         """Load the painter of a run.
 
         Args:
             run_uri: folder or s3:// URI of the run.
-            step: a saved step; none: the newest that is undamaged.
+            step: a saved step; ``best``: of the checkpoints that were kept the one with the highest validation score;
+                ``latest`` or none: the newest. Of these two a damaged one is named in a warning, and the next is taken.
+            device: where to paint; none: on the GPU if there is one.
 
         Raises:
-            UserError: the run has no such checkpoint, or none of this program's version.
-            CorruptData: the checkpoint asked for is damaged.
+            UserError: the run has no such checkpoint, or none that this program can read.
+            CorruptData: the checkpoint asked for is damaged, or all are.
         """
         run = storage.open_store(run_uri)
-        saved = checkpoint.steps(run)
-        if not saved:
-            raise UserError(f"{run_uri}: there is no checkpoint; is this STORAGE/NAME of a run that has saved one?")
-        if step is not None and step not in saved:
-            raise UserError(f"{run_uri}: there is no checkpoint of step {step}; saved steps: {saved}")
-        for candidate in [step] if step is not None else reversed(saved):
-            try:
-                found = checkpoint.read(run, candidate)
-                weights = checkpoint.load_weights(run, found)
-                break
-            except CorruptData:
-                if candidate in (step, saved[0]):
-                    raise
-        config = restore(found.meta["config"], f"{run_uri}, step {found.step}")
+        found, weights = _read(run, _candidates(run, run_uri, step))
+        place = f"{run_uri}, step {found.step}"
+        config = restore(found.meta["config"], place)
         generator = build_generator(config)
+        _check_fit(weights, generator.state_dict(), place)
         generator.load_state_dict(weights)
-        return cls(generator, config, found.step, found.meta["manifest_id"])
+        return cls(generator, config, found.step, found.meta["manifest_id"], device)
 
     @torch.no_grad()
     def batch(self, sketch: torch.Tensor, hint: torch.Tensor) -> torch.Tensor:
         """Paint uint8 [B, 1, H, W] sketches with uint8 [B, 4, H, W] hints (RGB, 0/1 mask): uint8 [B, 3, H, W].
 
-        Any H and W: the edges are continued to the next size that the network takes, and cut off again.
+        Any H and W: the edges are continued to the next size that the network takes, and cut off again. The result is
+        on the device of the sketches.
         """
         height, width = sketch.shape[-2:]
         stride = 1 << self.generator.levels
         margins = (0, -width % stride, 0, -height % stride)
-        condition = F.pad(network_input(sketch, hint), margins, mode="replicate")
-        return to_pixels(self.generator(condition))[..., :height, :width]
+        device = next(self.generator.parameters()).device
+        condition = F.pad(network_input(sketch.to(device), hint.to(device)), margins, mode="replicate")
+        return to_pixels(self.generator(condition))[..., :height, :width].to(sketch.device)
 
-    def paint(self, sketch: Image, hints: Image | None = None) -> Image:
+    def tiled(self, height: int, width: int) -> bool:
+        """Whether a picture of this size is painted in tiles if nothing else is asked for."""
+        return height * width > MAX_WHOLE * self.config.data.image_size**2
+
+    def paint(self, sketch: Image, hints: Image | None = None, tiled: bool | None = None) -> Image:
         """Paint one picture.
 
         Args:
             sketch: uint8 [H, W], dark lines on white.
             hints: uint8 [H, W, 4] RGBA; a pixel is a hint where alpha is at least 128. None: no hints.
+            tiled: paint it in blended tiles of the size that the network was trained on, in front of a small painting
+                of the whole that is enlarged; none: if it is a large one.
 
         Returns:
             uint8 [H, W, 3] RGB.
 
         Raises:
-            UserError: the hints have another size than the sketch.
+            UserError: the hints have another size than the sketch; there is not enough memory.
         """
         height, width = sketch.shape
         hint = np.zeros((height, width, 4), np.uint8)
@@ -99,83 +113,67 @@ class Painter:
                 )
             hint = hints.copy()
             hint[..., 3] = hints[..., 3] >= 128
-        painted = self.batch(
-            torch.from_numpy(sketch)[None, None], torch.from_numpy(hint).permute(2, 0, 1)[None].contiguous()
-        )
+        lines, colors = torch.from_numpy(sketch)[None, None], torch.from_numpy(hint).permute(2, 0, 1)[None].contiguous()
+        try:
+            if self.tiled(height, width) if tiled is None else tiled:
+                backdrop = torch.from_numpy(self._backdrop(sketch, hints)).permute(2, 0, 1)[None]
+                painted = paint_tiles(self.batch, lines, colors, self.config.data.image_size, backdrop)
+            else:
+                painted = self.batch(lines, colors)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
+            raise UserError(f"too little memory to paint {width}x{height}; paint it in tiles, or smaller") from None
         return np.ascontiguousarray(painted[0].permute(1, 2, 0).numpy())
 
-
-def read_sketch(path: Path, size: int | None = None) -> Image:
-    """Read a sketch file as uint8 [H, W], transparency laid on white.
-
-    Args:
-        size: length that the longer edge is resized to; none: as it is.
-
-    Raises:
-        UserError: the file cannot be read or is no picture.
-    """
-    try:
-        color = pictures.decode(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except pictures.BrokenInput as error:
-        raise UserError(f"{path}: {error}") from None
-    sketch = cv2.cvtColor(color, cv2.COLOR_RGB2GRAY)
-    return pictures.resize(sketch, *_scaled(sketch, size)) if size else sketch
+    def _backdrop(self, sketch: Image, hints: Image | None) -> Image:
+        """The picture painted as small as the network was trained, and enlarged: its colours without its lines."""
+        height, width = sketch.shape
+        scale = self.config.data.image_size / max(height, width)
+        size = max(round(width * scale), 1), max(round(height * scale), 1)
+        few = None if hints is None else cv2.resize(hints, size, interpolation=cv2.INTER_NEAREST)
+        return pictures.resize(self.paint(pictures.resize(sketch, *size), few, tiled=False), width, height)
 
 
-def read_hints(path: Path, size: int | None = None) -> Image:
-    """Read a picture with transparency as uint8 [H, W, 4] RGBA; the opaque pixels are the hints.
-
-    Raises:
-        UserError: the file cannot be read or has no transparency.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        pictures.check_pixels(data)
-    except pictures.BrokenInput as error:
-        raise UserError(f"{path}: {error}") from None
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None or image.ndim != 3 or image.shape[2] != 4 or image.dtype != np.uint8:
-        raise UserError(f"{path}: hints must be a PNG with transparency (RGBA, 8 bit); opaque pixels are the hints")
-    image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
-    # No filter: a hint's edge must not mix with the nothing around it.
-    return cv2.resize(image, _scaled(image, size), interpolation=cv2.INTER_NEAREST) if size else image
+def _candidates(run: Store, run_uri: str, step: Step | None) -> list[int]:
+    """Steps of the checkpoints that will do, the first choice first."""
+    if step == "best":
+        found = checkpoint.survey(run)
+        saved, wanted = found.steps, checkpoint.by_score(found.committed)
+        absent = "there is no checkpoint with a score, so none is the best; use latest"
+    else:
+        saved = checkpoint.steps(run)
+        wanted = saved[::-1] if step in (None, "latest") else [each for each in saved if each == step]
+        absent = f"there is no checkpoint of step {step}"
+    if not saved:
+        raise UserError(f"{run_uri}: there is no checkpoint; is this STORAGE/NAME of a run that has saved one?")
+    if not wanted:
+        raise UserError(f"{run_uri}: {absent}; saved steps: {saved}")
+    return wanted
 
 
-def _scaled(image: Image, longer: int) -> tuple[int, int]:
-    """Width and height with a longer edge of ``longer``."""
-    height, width = image.shape[:2]
-    scale = longer / max(height, width)
-    return max(round(width * scale), 1), max(round(height * scale), 1)
+def _read(run: Store, candidates: Iterable[int]) -> tuple[Checkpoint, Tensors]:
+    """The first checkpoint that is undamaged; the others are named, be it as warnings or as the error."""
+    damage: list[str] = []
+    for step in candidates:
+        try:
+            found = checkpoint.read(run, step)
+            weights = checkpoint.load_weights(run, found)
+        except CorruptData as error:
+            damage.append(f"checkpoint of step {step} is damaged: {error}")
+            continue
+        for reason in damage:
+            log.warning("%s; step %d is used instead", reason, step)
+        return found, weights
+    raise CorruptData("; ".join(damage))
 
 
-def paint_files(
-    painter: Painter, sketches: Sequence[Path], hints: Path | None, size: int | None, output: Path
-) -> Iterator[Path]:
-    """Paint sketch files one by one; yields each PNG as it is written.
-
-    Args:
-        hints: colour hints for every one of the sketches.
-        size: length that the longer edge of a sketch is resized to before it is painted.
-        output: a PNG file for one sketch; a folder for several.
-    """
-    read = read_hints(hints, size) if hints else None
-    single = len(sketches) == 1 and output.suffix.lower() == ".png"
-    if not single and output.suffix:
-        raise UserError(f"--output: {output}: must be a folder for several sketches, and a .png file or folder for one")
-    targets = [output if single else output / f"{path.stem}.png" for path in sketches]
-    inputs = {path.resolve() for path in sketches}
-    for path, target in zip(sketches, targets, strict=True):
-        if target.resolve() in inputs:
-            raise UserError(f"--output: {output}: {target} is a sketch itself; choose another place")
-        if targets.count(target) > 1:
-            raise UserError(f"--output: {output}: several sketches are named like {path.name}; paint them one by one")
-    for path, target in zip(sketches, targets, strict=True):
-        painted = painter.paint(read_sketch(path, size), read)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        pictures.write_png(target, painted)
-        yield target
+def _check_fit(weights: Tensors, wanted: Tensors, place: str) -> None:
+    """Check that a checkpoint has the tensors of the network that this program builds of its configuration."""
+    for name in sorted(weights.keys() | wanted.keys()):
+        found, needed = (list(each[name].shape) if name in each else "none" for each in (weights, wanted))
+        if found != needed:
+            raise UserError(
+                f"{place}: these are weights of another version of the model: {name} has shape {found}, and this"
+                f" program's needs {needed}; paint with the version of autopainter that trained the run"
+            )

@@ -17,7 +17,8 @@ import torch
 
 from autopainter import checkpoint, export, storage
 from autopainter import config as configuration
-from autopainter.paint import Painter, read_hints, read_sketch
+from autopainter.paint import Painter
+from autopainter.sketches import read_hints, read_sketch
 from autopainter.trainer import build_generator
 
 FORMATS = ["onnx", "torch-export"]

@@ -1,58 +1,42 @@
-"""Painting with a saved run: sizes, hints, files and what is refused; contact sheets; scores.
+"""Painting with a saved run: which checkpoint, sizes, hints and what is refused; contact sheets; scores.
 
 The run is a small one with random weights: what is painted is checked against the network itself, not for beauty.
+Files are in test_sketches.py, tiles in test_tiling.py, photos in test_cleaning.py.
 Run: pytest tests/test_paint.py
 """
 
-import struct
-import zlib
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
-import PIL.Image
 import pytest
 import torch
+from painting import damage, drawing, hinted, refusal, save_run, small_config
 
 from autopainter import checkpoint, storage
-from autopainter import config as configuration
-from autopainter.data.pictures import write_png
+from autopainter.data.pictures import resize, write_png
 from autopainter.data.stream import Batch
-from autopainter.errors import CorruptData, UserError
+from autopainter.errors import CorruptData
 from autopainter.evaluate import Score, paint_both
-from autopainter.paint import Painter, paint_files, read_hints, read_sketch
+from autopainter.paint import MAX_WHOLE, Painter
 from autopainter.pixels import network_input, to_pixels
 from autopainter.sheet import contact_sheet
+from autopainter.tiling import paint_tiles
 from autopainter.trainer import build_generator
+
+AUTOPAINTER = str(Path(sys.executable).parent / "autopainter")
 
 
 @pytest.fixture(scope="module")
 def config():
-    texts = ["run.name=small", "run.storage=/tmp", "data.manifest=m", "train.steps=1", "loss.feature_weight=0",
-             "data.image_size=32", "model.generator_width=4", "train.precision=float32"]  # fmt: skip
-    return configuration.load(None, texts, {})
-
-
-def save(folder, config, steps, document=None):
-    """A run with checkpoints whose weights differ."""
-    store = storage.open_store(str(folder))
-    document = document or config.model_dump(mode="json")
-    meta = {"manifest_id": "0" * 64, "identity": config.identity(), "config": document}
-    writer = checkpoint.CheckpointWriter(store, checkpoint.begin_attempt(store, {}), checkpoint.Retention(10), meta)
-    for step in steps:
-        generator = build_generator(config)
-        with torch.no_grad():  # far from the small weights of the start, so that pictures differ
-            for number, parameter in enumerate(generator.parameters()):
-                random = torch.Generator().manual_seed(1000 * step + number)
-                parameter.copy_(torch.randn(parameter.shape, generator=random) * (0.2 if parameter.dim() > 1 else 1))
-        writer.save(step, {f"average.{name}": tensor for name, tensor in generator.state_dict().items()})
-    writer.wait()
-    assert writer.error is None
-    return str(folder)
+    return small_config()
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, config):
-    return save(tmp_path_factory.mktemp("run"), config, [5, 10])
+    return save_run(tmp_path_factory.mktemp("run"), config, {5: 21.0, 10: 20.0, 15: None})
 
 
 @pytest.fixture(scope="module")
@@ -60,94 +44,91 @@ def painter(run):
     return Painter.load(run)
 
 
-def drawing(height, width, seed=0):
-    """Dark lines on white, uint8 [H, W]."""
-    random = np.random.default_rng(seed)
-    sketch = np.full((height, width), 255, np.uint8)
-    for _ in range(5):
-        ends = random.integers(0, [width, height], (2, 2)).tolist()
-        cv2.line(sketch, ends[0], ends[1], 0, 1)
-    return sketch
-
-
-def hinted(height, width, alpha=255):
-    """A red patch with an alpha on a transparent picture that is green underneath: uint8 [H, W, 4] RGBA."""
-    hints = np.zeros((height, width, 4), np.uint8)
-    hints[..., 1] = 200
-    hints[: height // 2, : width // 2] = (250, 10, 20, alpha)
-    return hints
-
-
-def refusal(action, *words):
-    with pytest.raises(UserError) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-    return message
-
-
-def png_header(width, height):
-    """An RGBA PNG that says it is of a size, without the pixels."""
-
-    def part(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = part(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + part(b"IDAT", zlib.compress(bytes(99))) + part(b"IEND", b"")
-
-
 # Loading
 
 
-def test_the_newest_checkpoint_is_loaded_or_the_one_asked_for(run, config):
-    newest, older = Painter.load(run), Painter.load(run, 5)
-    assert (newest.step, older.step) == (10, 5)
+def test_the_newest_checkpoint_is_loaded_or_the_best_or_the_one_asked_for(run, config):
+    newest = Painter.load(run)
     assert newest.config == config
     assert newest.manifest_id == "0" * 64
+    steps = {step: Painter.load(run, step).step for step in ("latest", "best", 10)}
+    assert steps == {"latest": newest.step, "best": 5, 10: 10} == {"latest": 15, "best": 5, 10: 10}
     sketch = drawing(32, 32)
-    assert (newest.paint(sketch) == Painter.load(run, 10).paint(sketch)).all()
-    assert (newest.paint(sketch) != older.paint(sketch)).any()
+    assert (newest.paint(sketch) == Painter.load(run, 15).paint(sketch)).all()
+    assert (newest.paint(sketch) != Painter.load(run, "best").paint(sketch)).any()
 
 
 def test_a_run_without_checkpoints_is_refused(tmp_path):
     (tmp_path / "begun").mkdir()
     for name in ("begun", "never"):
-        refusal(lambda name=name: Painter.load(str(tmp_path / name)), str(tmp_path / name), "no checkpoint")
+        for step in (None, "best", 3):
+            refusal(lambda n=name, s=step: Painter.load(str(tmp_path / n), s), str(tmp_path / name), "no checkpoint;")
 
 
 def test_a_step_that_was_not_saved_is_refused_with_those_that_were(run):
-    refusal(lambda: Painter.load(run, 7), run, "step 7", "[5, 10]")
+    refusal(lambda: Painter.load(run, 7), run, "step 7", "[5, 10, 15]")
 
 
-def test_a_damaged_checkpoint_is_passed_over_unless_it_is_asked_for(tmp_path, config):
-    run = save(tmp_path / "run", config, [5, 10])
-    store = storage.open_store(run)
-    key = next(entry.key for entry in store.list("checkpoints/00000010/") if "weights" in entry.key)
-    data = bytearray(store.read(key))
-    data[-1] ^= 1
-    store.write(key, bytes(data))
-    assert Painter.load(run).step == 5
+def test_the_best_of_a_run_without_scores_is_refused(tmp_path, config):
+    run = save_run(tmp_path / "run", config, {5: None, 10: float("nan")})
+    refusal(lambda: Painter.load(run, "best"), run, "score", "latest", "[5, 10]")
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud_unless_it_is_asked_for(tmp_path, config, caplog):
+    run = save_run(tmp_path / "run", config, {5: 20.0, 10: 22.0, 15: 21.0})
+    damage(run, 10)
+    assert Painter.load(run, "latest").step == 15
+    assert not caplog.records
+    assert Painter.load(run, "best").step == 15
+    (message,) = caplog.messages
+    assert "step 10 is damaged" in message
+    assert "step 15 is used instead" in message
     with pytest.raises(CorruptData, match="00000010"):
         Painter.load(run, 10)
-    store.delete(entry.key for entry in store.list("checkpoints/00000005/"))
+    damage(run, 15)
+    caplog.clear()
+    assert Painter.load(run).step == 5
+    assert [message.partition(" is damaged")[0] for message in caplog.messages] == [
+        "checkpoint of step 15", "checkpoint of step 10",
+    ]  # fmt: skip
+    damage(run, 5)
     with pytest.raises(CorruptData, match="00000005"):
         Painter.load(run)
+
+
+def test_a_damaged_checkpoint_is_named_on_the_command_line(tmp_path, config):
+    run = save_run(tmp_path / "run", config, {5: None, 10: None})
+    damage(run, 10)
+    write_png(tmp_path / "sketch.png", drawing(20, 20)[..., None].repeat(3, axis=2))
+    command = [AUTOPAINTER, "paint", "--run", run, str(tmp_path / "sketch.png"), "-o", str(tmp_path / "out.png")]
+    environment = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}  # no credentials
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'out.png'}\n"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("checkpoint of step 10 is damaged: ")
+    assert line.endswith("; step 5 is used instead")
 
 
 def test_a_checkpoint_of_another_format_version_is_refused(tmp_path, config, monkeypatch):
     with monkeypatch.context() as later:
         later.setattr("autopainter.checkpoint.files.VERSION", 99)
-        run = save(tmp_path / "run", config, [5])
+        run = save_run(tmp_path / "run", config, {5: None})
     refusal(lambda: Painter.load(run), run, "99")
 
 
 def test_a_configuration_of_a_later_program_is_refused(tmp_path, config):
     document = config.model_dump(mode="json")
     document["model"]["newer"] = 1
-    run = save(tmp_path / "run", config, [5], document)
+    run = save_run(tmp_path / "run", config, {5: None}, document)
     refusal(lambda: Painter.load(run), run, "model.newer")
+
+
+@pytest.mark.parametrize("other", ["model.generator_width=8", "data.image_size=64", "model.norm=group"])
+def test_weights_of_another_model_are_refused(tmp_path, config, other):
+    run = save_run(tmp_path / "run", config, {5: None}, small_config(other).model_dump(mode="json"))
+    message = refusal(lambda: Painter.load(run), run, "step 5", "another version of the model", "weight")
+    assert len(message) - len(run) < 300
 
 
 # Sizes
@@ -167,13 +148,49 @@ def test_a_picture_of_any_size_is_padded_and_cropped_back(painter, height, width
 def test_painting_is_what_the_network_gives(painter, run, config):
     store = storage.open_store(run)
     network = build_generator(config).eval()
-    network.load_state_dict(checkpoint.load_weights(store, checkpoint.read(store, 10)))
+    network.load_state_dict(checkpoint.load_weights(store, checkpoint.read(store, 15)))
     sketch = drawing(64, 32)
     condition = network_input(torch.from_numpy(sketch)[None, None], torch.zeros(1, 4, 64, 32, dtype=torch.uint8))
     with torch.no_grad():
         expected = to_pixels(network(condition))[0].permute(1, 2, 0).numpy()
     assert (painter.paint(sketch) == expected).all()
     assert np.ptp(expected) > 50
+
+
+# Tiles
+
+
+def test_large_pictures_are_painted_in_tiles_of_the_trained_size(painter):
+    edge = 32 * MAX_WHOLE**0.5
+    for height, width, tiled in ((edge, edge, False), (edge, edge + 1, True), (8 * edge, edge / 8, False)):
+        sketch, hints = drawing(int(height), int(width)), hinted(int(height), int(width))
+        painted = {asked: painter.paint(sketch, hints, asked) for asked in (None, True, False)}
+        assert (painted[None] == painted[tiled]).all()
+        assert (painted[True] != painted[False]).any()
+        hint = torch.from_numpy(hints).permute(2, 0, 1)[None].clone()
+        hint[:, 3] //= 255
+        size = (32, max(round(32 * height / width), 1)) if width > height else (max(round(32 * width / height), 1), 32)
+        small = painter.paint(resize(sketch, *size), cv2.resize(hints, size, interpolation=cv2.INTER_NEAREST))
+        backdrop = torch.from_numpy(resize(small, int(width), int(height))).permute(2, 0, 1)[None]
+        expected = paint_tiles(painter.batch, torch.from_numpy(sketch)[None, None], hint, 32, backdrop)
+        assert (painted[True] == expected[0].permute(1, 2, 0).numpy()).all()
+
+
+def test_wide_empty_parts_of_a_tiled_picture_have_the_colour_of_the_small_one(painter):
+    sketch = np.full((64, 320), 255, np.uint8)
+    sketch[:, 5:8] = 0
+    painted = painter.paint(sketch, tiled=True)
+    small = painter.paint(resize(sketch, 32, 6))
+    assert (painted[:, 64:] == resize(small, 320, 64)[:, 64:]).all()
+    assert (painted[:, :30] != resize(small, 320, 64)[:, :30]).any()
+
+
+def test_too_little_memory_is_one_line(painter, monkeypatch):
+    def full(condition):
+        return torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr(painter.generator, "forward", full)
+    refusal(lambda: painter.paint(drawing(32, 40)), "memory", "40x32")
 
 
 # Hints
@@ -196,110 +213,6 @@ def test_painting_leaves_its_inputs_as_they_are(painter):
 
 def test_hints_of_another_size_are_refused(painter):
     refusal(lambda: painter.paint(drawing(40, 50), hinted(50, 40)), "40x50", "50x40")
-
-
-def test_a_transparent_png_is_read_as_hints(tmp_path):
-    path = tmp_path / "hints.png"
-    PIL.Image.fromarray(hinted(20, 30), "RGBA").save(path)
-    read = read_hints(path)
-    assert (read == hinted(20, 30)).all()
-    half = read_hints(path, 15)
-    assert half.shape == (10, 15, 4)
-    assert {tuple(pixel) for pixel in half.reshape(-1, 4)} == {(0, 200, 0, 0), (250, 10, 20, 255)}  # nothing is mixed
-
-
-# Files
-
-
-def test_a_sketch_is_read_with_transparency_on_white_and_scaled(tmp_path):
-    path = tmp_path / "sketch.png"
-    layer = np.zeros((30, 60, 4), np.uint8)
-    layer[10, :, 3] = 255  # a black line on nothing
-    PIL.Image.fromarray(layer, "RGBA").save(path)
-    sketch = read_sketch(path)
-    assert sketch.shape == (30, 60)
-    assert (sketch[10] == 0).all()
-    assert (np.delete(sketch, 10, axis=0) == 255).all()
-    assert read_sketch(path, 20).shape == (10, 20)
-    assert read_sketch(path, 120).shape == (60, 120)
-
-
-@pytest.mark.parametrize("read", [read_sketch, read_hints])
-def test_a_file_that_is_no_picture_is_refused(tmp_path, read):
-    good = tmp_path / "good.png"
-    PIL.Image.fromarray(hinted(40, 40), "RGBA").save(good)
-    for name, data in (("empty.png", b""), ("text.png", b"hello"), ("cut.png", good.read_bytes()[:40]),
-                       ("huge.png", png_header(40_000, 40_000))):  # fmt: skip
-        (tmp_path / name).write_bytes(data)
-        refusal(lambda name=name: read(tmp_path / name), str(tmp_path / name))
-    refusal(lambda: read(tmp_path / "missing.png"), "missing.png", "cannot be read")
-    refusal(lambda: read(tmp_path), str(tmp_path), "cannot be read")
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "I;16"])
-def test_hints_without_transparency_are_refused(tmp_path, mode):
-    path = tmp_path / "hints.png"
-    image = PIL.Image.new("L", (8, 8))
-    (PIL.Image.fromarray(np.zeros((8, 8), np.uint16)) if mode == "I;16" else image.convert(mode)).save(path)
-    refusal(lambda: read_hints(path), str(path), "transparency")
-
-
-@pytest.fixture
-def sketches(tmp_path):
-    """Three sketch files of different sizes."""
-    paths = [tmp_path / "in" / f"{name}.png" for name in ("one", "two", "three")]
-    paths[0].parent.mkdir()
-    for number, path in enumerate(paths):
-        PIL.Image.fromarray(drawing(30 + number, 40, number)).save(path)
-    return paths
-
-
-def test_one_sketch_becomes_one_file(painter, sketches, tmp_path):
-    target = tmp_path / "new" / "folder" / "out.png"
-    assert list(paint_files(painter, sketches[:1], None, None, target)) == [target]
-    assert (np.asarray(PIL.Image.open(target)) == painter.paint(drawing(30, 40, 0))).all()
-    assert list(target.parent.iterdir()) == [target]
-
-
-def test_several_sketches_become_a_folder(painter, sketches, tmp_path):
-    hints = tmp_path / "hints.png"
-    PIL.Image.fromarray(hinted(30, 40), "RGBA").save(hints)
-    written = list(paint_files(painter, sketches, None, None, tmp_path / "out"))
-    assert written == [tmp_path / "out" / path.name for path in sketches]
-    assert [PIL.Image.open(path).size for path in written] == [(40, 30), (40, 31), (40, 32)]
-    (only,) = paint_files(painter, sketches[:1], hints, 20, tmp_path / "hinted")
-    expected = painter.paint(read_sketch(sketches[0], 20), read_hints(hints, 20))
-    assert (np.asarray(PIL.Image.open(only)) == expected).all()
-
-
-def test_outputs_that_do_not_fit_are_refused(painter, sketches, tmp_path):
-    for paths, output in ((sketches, "out.png"), (sketches[:1], "out.jpg")):
-        refusal(lambda p=paths, o=output: list(paint_files(painter, p, None, None, tmp_path / o)), "--output", output)
-        assert not (tmp_path / output).exists()
-
-
-def test_no_sketch_is_overwritten(painter, sketches):
-    before = [path.read_bytes() for path in sketches]
-    refusal(lambda: list(paint_files(painter, sketches, None, None, sketches[0].parent)), "--output")
-    assert [path.read_bytes() for path in sketches] == before
-
-
-def test_sketches_of_one_name_do_not_overwrite_each_other(painter, sketches, tmp_path):
-    twin = tmp_path / "other" / sketches[0].name
-    twin.parent.mkdir()
-    PIL.Image.fromarray(drawing(50, 50)).save(twin)
-    try:
-        written = list(paint_files(painter, [sketches[0], twin], None, None, tmp_path / "out"))
-    except UserError as error:
-        assert sketches[0].name in str(error)  # noqa: PT017
-    else:
-        assert len(set(written)) == 2
-
-
-def test_a_png_is_written_as_it_is(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    write_png(tmp_path / "a.png", image)
-    assert (np.asarray(PIL.Image.open(tmp_path / "a.png")) == image).all()
 
 
 # Contact sheets

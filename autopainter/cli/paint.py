@@ -1,48 +1,93 @@
 """The command that paints."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from autopainter.cli.common import print_plan
+from autopainter.errors import UserError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
+    from autopainter.paint import Step
+
+
+def _step(context: click.Context, option: click.Parameter, value: str) -> "Step":
+    if value in ("best", "latest"):
+        return cast("Step", value)
+    if not value.isdecimal():
+        raise click.BadParameter(f"{value!r} is no step; give the number of a saved one, best or latest")
+    return int(value)
+
+
+_PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("sketches", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SKETCH...")
+@click.argument("sketches", nargs=-1, required=True, type=_PATH, metavar="SKETCH...")
 @click.option("--run", "run_uri", required=True, metavar="RUN", help="Folder or s3:// URI of a run.")
-@click.option("--step", type=int, help="A saved step; the newest if not given.")
+@click.option(
+    "--step",
+    callback=_step,
+    default="latest",
+    show_default=True,
+    metavar="N|best|latest",
+    help="A saved step; best: the one with the highest validation score.",
+)
 @click.option(
     "--hints",
-    "hints_file",
-    type=click.Path(path_type=Path),
-    metavar="PNG",
-    help="Picture of the sketch's size whose opaque pixels are the colour hints.",
-)
-@click.option("--size", type=click.IntRange(min=16), help="Resize the sketch so that its longer edge has this length.")
-@click.option(
-    "-o",
-    "--output",
-    required=True,
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="PATH",
-    help="PNG file for one sketch; a folder for several.",
+    help="PNG of the sketch's size, transparent but for strokes of colour; or a folder of such files, each"
+    " named as its sketch.",
+)
+@click.option("--clean", is_flag=True, help="The sketches are photos or scans of paper: take light and shadows away.")
+@click.option(
+    "--size",
+    type=click.IntRange(16, 8192),
+    help="Resize sketch and hints so that the longer edge has this many pixels.",
+)
+@click.option(
+    "--tile/--no-tile",
+    "tiled",
+    default=None,
+    help="Paint in blended tiles of the trained size, or at once; default: large pictures in tiles.",
+)
+@click.option(
+    "-o", "--output", required=True, type=_PATH, metavar="PATH", help="PNG file for one sketch; a folder for several."
 )
 @click.option("--dry-run", is_flag=True, help="Print the run's configuration and what would be painted, and stop.")
 def paint(
     sketches: tuple[Path, ...],
     run_uri: str,
-    step: int | None,
-    hints_file: Path | None,
-    size: int | None,
+    step: "Step",
+    hints: Path | None,
     output: Path,
     dry_run: bool,
-) -> None:
-    """Paint sketches with a trained run."""
-    from autopainter.paint import Painter, paint_files
+    **manner: Any,
+) -> int:
+    """Paint sketches with a trained run.
 
+    SKETCH is a picture of any size, or a folder of pictures. The exit code is 1 if only some of several sketches could
+    be painted.
+    """
+    from autopainter.paint import Painter
+    from autopainter.sketches import Manner, paint_file, plan
+
+    jobs = plan(sketches, hints, output)
     painter = Painter.load(run_uri, step)
     if dry_run:
-        print_plan(painter.config, f"paints {len(sketches)} sketch(es) into {output} with step {painter.step}")
-        return
-    for written in paint_files(painter, sketches, hints_file, size, output):
-        click.echo(written)
+        print_plan(painter.config, f"paints {len(jobs)} sketch(es) into {output} with step {painter.step}")
+        return 0
+    unpainted = 0
+    for job in jobs:
+        try:
+            paint_file(painter, job, Manner(**manner))
+        except UserError as error:
+            if len(jobs) == 1:
+                raise
+            click.echo(f"not painted: {error}", err=True)
+            unpainted += 1
+        else:
+            click.echo(job.target)
+    return min(unpainted, 1)

@@ -1,0 +1,208 @@
+"""Files of sketches and hints: which ones are meant, how they are read, and what becomes of them."""
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from numpy.typing import NDArray
+
+from autopainter.cleaning import clean
+from autopainter.data import pictures
+from autopainter.errors import UserError
+from autopainter.paint import Painter
+
+log = logging.getLogger(__name__)
+
+Image = NDArray[np.uint8]
+
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # its warnings are lines beside ours
+
+_NO_HINTS = "hints must be a PNG that is transparent around the strokes; its opaque pixels are the hints"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sketch file, the file of its hints if it has any, and the PNG file that is painted."""
+
+    sketch: Path
+    hints: Path | None
+    target: Path
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How sketches are painted.
+
+    Attributes:
+        size: length in pixels that the longer edge is resized to first; none: as it is.
+        clean: whether they are photos of paper, see ``autopainter.cleaning``.
+        tiled: as ``Painter.paint`` takes it.
+    """
+
+    size: int | None = None
+    clean: bool = False
+    tiled: bool | None = None
+
+
+def plan(sketches: Sequence[Path], hints: Path | None, output: Path) -> list[Job]:
+    """Find what is to be painted; nothing is written.
+
+    Args:
+        sketches: picture files, and folders: of these the pictures by name, without those in folders below them.
+        hints: file of the hints of every sketch; or a folder, where a sketch's hints have its name, but for the suffix.
+            What a folder has no hints for is named in a warning.
+        output: a PNG file for a single sketch file; else a folder.
+
+    Raises:
+        UserError: something is not there; the output does not fit, or would replace a sketch or another painting.
+    """
+    found: list[Path] = []
+    for path in sketches:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        found += _pictures(path) if path.is_dir() else [path]
+    targets = _targets(found, sketches, output)
+    colors = _hints(found, hints)
+    return [Job(path, hint, target) for path, hint, target in zip(found, colors, targets, strict=True)]
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Pictures right in a folder, hidden ones excepted, in the order of their names."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    found = [path for path in files if path.suffix.lower() in pictures.SUFFIXES]
+    if not found:
+        raise UserError(f"{folder}: no pictures in it; looked for {', '.join(pictures.SUFFIXES)}")
+    if others := len(files) - len(found):
+        log.warning("%s: %d file(s) in it are no pictures by their names and are passed over", folder, others)
+    return found
+
+
+def _targets(found: Sequence[Path], sketches: Sequence[Path], output: Path) -> list[Path]:
+    """The file that each sketch is painted into."""
+    if output.is_dir():
+        is_file = False
+    else:
+        is_file = output.suffix.lower() == ".png" and len(sketches) == 1 and sketches[0].is_file()
+        if not is_file and output.suffix.lower() in pictures.SUFFIXES:
+            raise UserError(f"--output: {output}: must be a .png file for one sketch, and a folder for several")
+        if not is_file and output.exists():
+            raise UserError(f"--output: {output}: is a file; name a folder, or a .png file for one sketch")
+    targets = [output if is_file else output / f"{path.stem}.png" for path in found]
+    inputs = {path.resolve() for path in (*found, *sketches)}
+    painted: dict[Path, Path] = {}
+    for path, target in zip(found, targets, strict=True):
+        if {target.resolve(), target.parent.resolve()} & inputs:
+            raise UserError(f"--output: {output}: the sketches are there; choose another place")
+        if target in painted:
+            raise UserError(f"{path}: would become {target}, like {painted[target]}; rename one of them")
+        painted[target] = path
+    return targets
+
+
+def _hints(found: Sequence[Path], hints: Path | None) -> Sequence[Path | None]:
+    """The file of each sketch's hints."""
+    if hints is None:
+        return [None] * len(found)
+    if not hints.is_dir():
+        read_hints(hints)  # one that is none is refused once, before anything is painted
+        return [hints] * len(found)
+    by_name: dict[str, Path] = {}
+    for path in _pictures(hints):
+        if path.stem in by_name:
+            raise UserError(f"--hints: {path} and {by_name[path.stem].name} are for the same sketch; keep one of them")
+        by_name[path.stem] = path
+    several = [by_name.get(path.stem) for path in found]
+    if not any(several):
+        raise UserError(f"--hints: {hints}: no file in it has the name of a sketch, such as {found[0].stem}.png")
+    for path, hint in zip(found, several, strict=True):
+        if hint is None:
+            log.warning("%s: painted without hints: %s has no %s.png", path, hints, path.stem)
+    return several
+
+
+def paint_file(painter: Painter, job: Job, manner: Manner) -> None:
+    """Paint one sketch file; its folder is made if need be.
+
+    Raises:
+        UserError: the sketch or its hints cannot be read, or do not belong together.
+    """
+    sketch = read_sketch(job.sketch, manner.size, manner.clean)
+    hints = read_hints(job.hints, manner.size) if job.hints else None
+    trained = painter.config.data.image_size
+    if manner.tiled is None and painter.tiled(*sketch.shape):
+        log.warning(
+            "%s: %dx%d is large for a network trained at %dx%d and is painted in tiles; --size %d paints it at once",
+            job.sketch, sketch.shape[1], sketch.shape[0], trained, trained, trained,
+        )  # fmt: skip
+    try:
+        painted = painter.paint(sketch, hints, manner.tiled)
+    except UserError as error:
+        raise UserError(f"{job.sketch}: {error}") from None
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    pictures.write_png(job.target, painted)
+
+
+def read_sketch(path: Path, size: int | None = None, cleaned: bool = False) -> Image:
+    """Read a sketch file as uint8 [H, W], turned as its EXIF orientation says, transparency laid on white.
+
+    Args:
+        size: length that the longer edge is resized to; none: as it is.
+        cleaned: make a drawing of a photo first.
+
+    Raises:
+        UserError: the file cannot be read or is no picture.
+    """
+    try:
+        color = pictures.decode(_bytes(path))
+    except pictures.BrokenInput as error:
+        raise UserError(f"{path}: {error}") from None
+    sketch = clean(color) if cleaned else cv2.cvtColor(color, cv2.COLOR_RGB2GRAY)
+    return pictures.resize(sketch, *_scaled(sketch, size)) if size else sketch
+
+
+def read_hints(path: Path, size: int | None = None) -> Image:
+    """Read a PNG with transparency as uint8 [H, W, 4] RGBA; the opaque pixels are the hints.
+
+    Args:
+        size: as for ``read_sketch``.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or nothing in it is transparent.
+    """
+    data = _bytes(path)
+    try:
+        pictures.check_pixels(data)
+        with PIL.Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as opened:
+            if not opened.has_transparency_data:
+                raise UserError(_NO_HINTS)
+            image = np.array(PIL.ImageOps.exif_transpose(opened).convert("RGBA"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except PIL.UnidentifiedImageError:  # an image of another format
+        raise UserError(f"{path}: {_NO_HINTS}") from None
+    except Exception as error:  # whatever a decoder makes of damaged bytes
+        raise UserError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+    if (image[..., 3] == 255).all():
+        raise UserError(f"{path}: {_NO_HINTS}")
+    # No filter: a hint's edge must not mix with the nothing around it.
+    return cv2.resize(image, _scaled(image, size), interpolation=cv2.INTER_NEAREST) if size else image
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _scaled(image: Image, longer: int) -> tuple[int, int]:
+    """Width and height with a longer edge of ``longer``."""
+    height, width = image.shape[:2]
+    scale = longer / max(height, width)
+    return max(round(width * scale), 1), max(round(height * scale), 1)
