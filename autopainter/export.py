@@ -23,7 +23,7 @@ from torch.fx.experimental import _config as symbolic
 from autopainter import __version__, storage
 from autopainter.errors import UserError
 from autopainter.models.unet import UNet
-from autopainter.paint import Painter
+from autopainter.paint import Painter, Step
 from autopainter.pixels import network_input
 from autopainter.uri import split
 
@@ -87,12 +87,12 @@ class Exported:
     difference: float
 
 
-def export(run_uri: str, step: int | None, kind: Format, output: str) -> Exported:
+def export(run_uri: str, step: Step | None, kind: Format, output: str) -> Exported:
     """Export the averaged generator of a run; the file is written only if it paints what the run paints.
 
     Args:
         run_uri: folder or s3:// URI of the run.
-        step: a saved step; none: the newest that is undamaged.
+        step: as ``Painter.load`` takes it.
         kind: ``onnx`` needs the packages of the extra ``export``.
         output: path or s3:// URI of the file.
 

@@ -34,7 +34,8 @@ class Painter:
     """A trained generator.
 
     Attributes:
-        generator: the averaged generator, float32, in evaluation mode, on the device where it paints.
+        generator: the averaged generator, float32, in evaluation mode, on ``device``.
+        device: where it paints.
         config: configuration of the run that it comes from.
         step: training steps behind it.
         manifest_id: the data set that it was trained on.
@@ -44,8 +45,8 @@ class Painter:
         self, generator: UNet, config: Config, step: int, manifest_id: str, device: torch.device | None = None
     ) -> None:
         self.config, self.step, self.manifest_id = config, step, manifest_id
-        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.generator = generator.to(device).eval()
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.generator = generator.to(self.device).eval()
 
     @classmethod
     def load(cls, run_uri: str, step: Step | None = None, device: torch.device | None = None) -> "Painter":
@@ -80,8 +81,7 @@ class Painter:
         height, width = sketch.shape[-2:]
         stride = 1 << self.generator.levels
         margins = (0, -width % stride, 0, -height % stride)
-        device = next(self.generator.parameters()).device
-        condition = F.pad(network_input(sketch.to(device), hint.to(device)), margins, mode="replicate")
+        condition = F.pad(network_input(sketch.to(self.device), hint.to(self.device)), margins, mode="replicate")
         return to_pixels(self.generator(condition))[..., :height, :width].to(sketch.device)
 
     def tiled(self, height: int, width: int) -> bool:

@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
 
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # its warnings are lines beside ours
-
 _NO_HINTS = "hints must be a PNG that is transparent around the strokes; its opaque pixels are the hints"
 
 

@@ -98,3 +98,25 @@ def print_plan(config: Config, what: str) -> None:
     """What --dry-run prints."""
     click.echo(config.to_yaml(), nl=False)
     click.echo(f"# {what}")
+
+
+def _step(context: click.Context, option: click.Parameter, value: str) -> int | str:
+    if value in ("best", "latest"):
+        return value
+    if not value.isdecimal():
+        raise click.BadParameter(f"{value!r} is no step; give the number of a saved one, best or latest")
+    return int(value)
+
+
+checkpoint_options = options(
+    click.option("--run", "run_uri", required=True, metavar="RUN", help="Folder or s3:// URI of a run."),
+    click.option(
+        "--step",
+        callback=_step,
+        default="latest",
+        show_default=True,
+        metavar="N|best|latest",
+        help="A saved step; best: the one with the highest validation score.",
+    ),
+)
+"""Options of a command that uses a trained run: ``run_uri`` and ``step``, a ``paint.Step``."""

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from autopainter.cli.common import checkpoint_options
+
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from autopainter.evaluate.run import Evaluation
 
 
 @click.command()
-@click.option("--run", "run_uri", required=True, metavar="RUN", help="Folder or s3:// URI of a run.")
-@click.option("--step", type=int, help="A saved step; the newest if not given.")
+@checkpoint_options
 @click.option(
     "--metrics-weights",
     "weights",
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(
     run_uri: str,
-    step: int | None,
+    step: Any,
     weights: str | None,
     limit: int | None,
     sheet: Path | None,

@@ -4,10 +4,11 @@ from typing import Any
 
 import click
 
+from autopainter.cli.common import checkpoint_options
+
 
 @click.command()
-@click.option("--run", "run_uri", required=True, metavar="RUN", help="Folder or s3:// URI of a run.")
-@click.option("--step", type=int, help="A saved step; the newest if not given.")
+@checkpoint_options
 @click.option(
     "--format",
     "kind",
@@ -16,7 +17,7 @@ import click
     help="onnx: a model for ONNX runtimes; torch-export: a program for torch.export.load.",
 )
 @click.option("-o", "--output", required=True, metavar="FILE", help="Path or s3:// URI of the file; must not exist.")
-def export(run_uri: str, step: int | None, kind: Any, output: str) -> int:
+def export(run_uri: str, step: Any, kind: Any, output: str) -> int:
     """Write the painter of a run as one file for other programs.
 
     The file takes pixels of any size and gives the painted picture. It is loaded again and compared with the run

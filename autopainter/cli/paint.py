@@ -1,39 +1,19 @@
 """The command that paints."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import click
 
-from autopainter.cli.common import print_plan
+from autopainter.cli.common import checkpoint_options, print_plan
 from autopainter.errors import UserError
-
-if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
-    from autopainter.paint import Step
-
-
-def _step(context: click.Context, option: click.Parameter, value: str) -> "Step":
-    if value in ("best", "latest"):
-        return cast("Step", value)
-    if not value.isdecimal():
-        raise click.BadParameter(f"{value!r} is no step; give the number of a saved one, best or latest")
-    return int(value)
-
 
 _PATH = click.Path(path_type=Path)
 
 
 @click.command()
 @click.argument("sketches", nargs=-1, required=True, type=_PATH, metavar="SKETCH...")
-@click.option("--run", "run_uri", required=True, metavar="RUN", help="Folder or s3:// URI of a run.")
-@click.option(
-    "--step",
-    callback=_step,
-    default="latest",
-    show_default=True,
-    metavar="N|best|latest",
-    help="A saved step; best: the one with the highest validation score.",
-)
+@checkpoint_options
 @click.option(
     "--hints",
     type=_PATH,
@@ -60,7 +40,7 @@ _PATH = click.Path(path_type=Path)
 def paint(
     sketches: tuple[Path, ...],
     run_uri: str,
-    step: "Step",
+    step: Any,
     hints: Path | None,
     output: Path,
     dry_run: bool,

@@ -2,21 +2,22 @@
 
 import threading
 import webbrowser
+from typing import Any
 
 import click
 
+from autopainter.cli.common import checkpoint_options
 from autopainter.errors import UserError
 
 
 @click.command()
-@click.option("--run", "run_uri", required=True, metavar="RUN", help="Folder or s3:// URI of a run.")
-@click.option("--step", type=int, help="A saved step; the newest if not given.")
+@checkpoint_options
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True,
               help="Port to listen on; 0: any free one.")  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True,
               help="Address to listen on. Whoever reaches it may paint: there is no password.")  # fmt: skip
 @click.option("--no-browser", is_flag=True, help="Only print the page's address.")
-def serve(run_uri: str, step: int | None, port: int, host: str, no_browser: bool) -> None:
+def serve(run_uri: str, step: Any, port: int, host: str, no_browser: bool) -> None:
     """Serve a page on this machine: draw or open a sketch, lay down colours, see it painted. Ctrl-C ends it."""
     try:
         from autopainter.serve import server

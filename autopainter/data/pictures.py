@@ -36,6 +36,7 @@ _PLAIN = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L"), ("PNG", 
 """Formats and modes that OpenCV decodes to the same pixels as Pillow, and faster."""
 
 cv2.setNumThreads(1)  # pictures are decoded in parallel, none of them by itself
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # its warnings are lines beside ours
 
 
 class BrokenInput(UserError):

@@ -16,7 +16,7 @@ from autopainter.errors import UserError
 from autopainter.evaluate.metrics import PERCEPTUAL, Row, Target
 from autopainter.evaluate.score import paint_both
 from autopainter.models import lpips
-from autopainter.paint import Painter
+from autopainter.paint import Painter, Step
 from autopainter.sheet import contact_sheet
 from autopainter.uri import split
 
@@ -61,7 +61,7 @@ class Evaluation:
 
 def evaluate_run(
     run_uri: str,
-    step: int | None,
+    step: Step | None,
     *,
     weights: str | None = None,
     limit: int | None = None,
@@ -73,7 +73,7 @@ def evaluate_run(
 
     Args:
         run_uri: folder or s3:// URI of the run.
-        step: a saved step; none: the newest.
+        step: as ``Painter.load`` takes it.
         weights: folder or s3:// prefix of the weights of ``models.lpips``; none: the folder of the run's
             ``loss.vgg_weights``, if they are there.
         limit: score the first so many images; none: all of them.
@@ -91,15 +91,14 @@ def evaluate_run(
     images = sum(len(shard.samples) for shard in manifest.split("validation"))
     images = images if limit is None else min(images, limit)
     networks, absent = _networks(weights, config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    for network in (painter.generator, *networks.values()):
-        network.to(device)
+    for network in networks.values():
+        network.to(painter.device)
     rows = {name: Row(networks) for name in ROWS}
     gallery = _Gallery(samples if sheet else 0)
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     done = 0
     with torch.no_grad(), exact:
-        for batch, paintings in _paintings(painter, manifest, device, limit):
+        for batch, paintings in _paintings(painter, manifest, limit):
             target = Target(batch, networks)
             for row, painted in zip(rows.values(), paintings, strict=True):
                 row.add(painted, target)
@@ -134,13 +133,13 @@ def _manifest(painter: Painter, run_uri: str) -> Manifest:
 
 
 def _paintings(
-    painter: Painter, manifest: Manifest, device: torch.device, limit: int | None
+    painter: Painter, manifest: Manifest, limit: int | None
 ) -> Iterator[tuple[Batch, tuple[torch.Tensor, ...]]]:
     """The validation batches on the device, each with its paintings of ``ROWS``, uint8 [B, 3, S, S]."""
     size = max(min(_BATCH, _BATCH_PIXELS // painter.config.data.image_size**2), 1)
-    flat = _mean_color(validation_batches(manifest, painter.config, size, limit)).to(device)
+    flat = _mean_color(validation_batches(manifest, painter.config, size, limit)).to(painter.device)
     for batch in validation_batches(manifest, painter.config, size, limit):
-        batch = batch.to(device)
+        batch = batch.to(painter.device)
         plain, hinted = paint_both(painter.batch, batch)
         yield batch, (batch.sketch.expand_as(batch.color), flat.expand_as(batch.color), plain, hinted)
 
