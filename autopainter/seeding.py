@@ -30,6 +30,7 @@ class Use(IntEnum):
     SKETCH = 7
     COLOR_JITTER = 8
     PENALTY = 9
+    RECOLOR = 10
 
 
 def _finalise(x: int) -> int:

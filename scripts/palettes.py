@@ -8,12 +8,12 @@ It prints how far the painting is from the hints' colours where they lie, beside
 import argparse
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
 from autopainter.data import manifest as manifests
 from autopainter.data import pictures
+from autopainter.data.samples import turn_hues
 from autopainter.data.stream import validation_batches
 from autopainter.paint import Painter
 from autopainter.sheet import grid, hints_on_sketch, picture
@@ -24,10 +24,8 @@ TURNS = (0, 90, 180, 270)
 
 def turned(hint: torch.Tensor, degrees: int) -> torch.Tensor:
     """Hints uint8 [4, H, W] with the hues of their colours turned."""
-    hsv = cv2.cvtColor(np.ascontiguousarray(hint[:3].permute(1, 2, 0).numpy()), cv2.COLOR_RGB2HSV)
-    hsv[..., 0] = (hsv[..., 0].astype(int) + degrees // 2) % 180  # OpenCV's hues are half degrees
-    colors = torch.from_numpy(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).permute(2, 0, 1)
-    return torch.cat([colors * hint[3:], hint[3:]])
+    colors = turn_hues(np.ascontiguousarray(hint[:3].permute(1, 2, 0).numpy()), degrees)
+    return torch.cat([torch.from_numpy(colors).permute(2, 0, 1) * hint[3:], hint[3:]])
 
 
 def error(painted: torch.Tensor, hint: torch.Tensor) -> float:
@@ -65,7 +63,7 @@ def main() -> None:
         without += [error(plain, palette) for palette in palettes]
     print(f"mean colour error inside the hints, of 255: {np.mean(with_hints):.1f}")
     print(f"of paintings without them: {np.mean(without):.1f}")
-    headings = ["sketch, no hints", *(f"hues turned by {degrees}" if degrees else "its own" for degrees in TURNS)]
+    headings = ["sketch, no hints", *(f"hues + {degrees}" if degrees else "its own" for degrees in TURNS)]
     pictures.write_png(options.output, grid(headings, rows, columns=options.columns, tile=options.tile))
 
 

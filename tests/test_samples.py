@@ -234,6 +234,42 @@ def test_a_sample_is_a_function_of_its_seed_and_position():
     assert len({hint.tobytes() for hint in hinted}) == 4
 
 
+# Turned hues
+
+
+@pytest.mark.parametrize(("degrees", "expected"), [(0, (255, 0, 0)), (120, (0, 255, 0)), (240, (0, 0, 255))])
+def test_hues_are_turned_on_the_circle(degrees, expected):
+    image = np.array([[(255, 0, 0), (0, 0, 0), (255, 255, 255), (90, 90, 90)]], np.uint8)
+    turned = samples.turn_hues(image, degrees).astype(int)
+    assert np.abs(turned[0, 0] - expected).max() <= 6  # hues are 256ths of the circle
+    assert (turned[0, 1:] == image[0, 1:]).all()
+
+
+def test_hinted_samples_are_recoloured_with_their_hints():
+    color, sketch = cartoon(size=80)
+
+    def make(position, *texts):
+        out = row()
+        samples.training_sample(color, sketch, settings("hints.unhinted=0.3", *texts), position, out)
+        return out
+
+    recoloured = 0
+    for position in range(40):
+        own, turned = make(position, "hints.recolored=0"), make(position, "hints.recolored=1")
+        assert (own["sketch"] == turned["sketch"]).all()
+        assert (own["hint"][3] == turned["hint"][3]).all()
+        hinted = own["hint"][3] == 1
+        if not hinted.any():
+            assert (own["color"] == turned["color"]).all()  # what nobody steers keeps its colours
+            continue
+        recoloured += (own["color"] != turned["color"]).any()
+        difference = [np.abs(out["hint"][:3].astype(int) - out["color"])[:, hinted].mean() for out in (own, turned)]
+        assert abs(difference[0] - difference[1]) < 12  # the hints still are the target's colours
+    assert recoloured > 10
+    half = [(make(n, "hints.recolored=0.5")["color"] != make(n, "hints.recolored=0")["color"]).any() for n in range(40)]
+    assert 4 < sum(half) < recoloured
+
+
 # Hints
 
 

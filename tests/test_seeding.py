@@ -51,7 +51,7 @@ def test_golden_values():
     """These are part of the run format: if they change, a run that is continued gets other samples and masks."""
     assert {use.name: use.value for use in Use} == {
         "CHUNK_ORDER": 1, "SAMPLE_ORDER": 2, "AUGMENT": 3, "HINTS": 4, "DROPOUT": 5, "WEIGHTS": 6, "SKETCH": 7,
-        "COLOR_JITTER": 8,
+        "COLOR_JITTER": 8, "PENALTY": 9, "RECOLOR": 10,
     }  # fmt: skip
     assert seeding.key() == 0
     assert seeding.key(0, Use.DROPOUT, 0) == 1070957052962950154

@@ -162,6 +162,7 @@ def test_a_batch_is_made_as_the_configuration_says(data, small):
         for sample in shard.samples:
             files = [tar[offset : offset + length] for offset, length in (sample.color, sample.sketch)]
             plain[sample.key] = samples.decode(*files, sample.key)
+    small = small.model_copy(update={"hints": small.hints.model_copy(update={"recolored": 0.0})})
     for batch in batches(data, small, 2, start=11):
         for row, key in enumerate(batch.keys):
             position = batch.step * 8 + row

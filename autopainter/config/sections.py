@@ -103,6 +103,9 @@ class Hints(Section):
 
     unhinted: float = pydantic.Field(0.3, ge=0, le=1)
     """Share of the samples that get no hint, so that the model also paints without any."""
+    recolored: float = pydantic.Field(0.5, ge=0, le=1)
+    """Share of the hinted samples whose hues are turned at random, hints and target alike: so the model follows colours
+    that the pictures seldom have, and still knows the usual ones where there is no hint."""
     max_blocks: int = pydantic.Field(12, ge=0, le=200)
     """A hinted sample gets 0 to this many blurred colour blocks."""
     max_strokes: int = pydantic.Field(6, ge=0, le=50)

@@ -79,6 +79,14 @@ def jitter_colors(color: Image, sketch: Image, strength: float, random: np.rando
     return jittered_color, jittered_sketch
 
 
+def turn_hues(image: Image, degrees: float) -> Image:
+    """Turn the hues of uint8 [H, W, 3] RGB on the colour circle; saturation and value (HSV) stay, greys too."""
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+    hsv[..., 0] += np.uint8(round(degrees * 256 / 360) % 256)  # hues are 256ths of the circle: it wraps
+    turned: Image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+    return turned
+
+
 def training_sample(
     color: Image, sketch: Image | None, config: Config, position: int, out: dict[str, NDArray[Any]]
 ) -> None:
@@ -91,6 +99,11 @@ def training_sample(
         random = seeding.generator(seed, Use.COLOR_JITTER, position)
         color, sketch = jitter_colors(color, sketch, config.data.color_jitter, random)
     hint = hints.draw(color, sketch, config.hints, seeding.generator(seed, Use.HINTS, position))
+    recolor = seeding.generator(seed, Use.RECOLOR, position)
+    if recolor.random() < config.hints.recolored and cv2.hasNonZero(hint[..., 3]):
+        degrees = recolor.uniform(0, 360)
+        color = turn_hues(color, degrees)
+        hint[..., :3] = turn_hues(np.ascontiguousarray(hint[..., :3]), degrees)
     _write(out, color, sketch, hint, seeding.key(seed, Use.DROPOUT, position))
 
 
