@@ -423,7 +423,7 @@ class RayCluster(_RayNode):
         self.temp_dir = self._scratch()
         self._log = self.temp_dir / "ray-start.log"
         more = ("--head", f"--temp-dir={self.temp_dir}", f"--include-dashboard={self.dashboard_url is not None}")
-        env = {"TMPDIR": str(self.temp_dir), **self.extra, **self._metrics}  # what killed processes leave goes with it
+        env = {**self.extra, **self._metrics, "TMPDIR": str(self.temp_dir)}  # what killed processes leave goes with it
         return self._command(self._host, self._options, *more), env, self._log
 
     def _probe(self) -> None:
@@ -474,7 +474,7 @@ class RayNode(_RayNode):
     def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
         scratch = self._scratch()
         self._log = scratch / "ray-start.log"
-        env = {"TMPDIR": str(scratch), **self._cluster.extra, **_without_proxy(self.host), **self.extra}
+        env = {**self._cluster.extra, **_without_proxy(self.host), **self.extra, "TMPDIR": str(scratch)}
         # It shares the head's session folder, whose log monitor reads all logs: another one would double each line.
         more = (f"--address={self._cluster.address}", "--include-log-monitor=False")
         command = self._command(self.host, self._options, *more)
