@@ -12,7 +12,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +76,15 @@ def main() -> int:
         f"loss.vgg_weights={weights}", f"train.steps={options.steps}", "checkpoint.keep_best=0",
         f"train.precision={'bfloat16' if torch.cuda.is_available() else cpu_precision()}", *options.set,
     ]  # fmt: skip
-    seconds, scores, painters, fine = {}, {}, {}, {}
+    scores, painters, fine = {}, {}, {}
     for name in options.variants:
         run = folder / "runs" / f"{name.removeprefix('+ ').lower()}-{options.size}-{options.steps}"
         own = [f"run.name={run.name}", *(f"{field}={value}" for field, value in VARIANTS[name].items())]
-        began = time.monotonic()
         autopainter("train", "--config", CONFIG, *(part for text in settings + own for part in ("--set", text)))
-        seconds[name] = time.monotonic() - began
         scores[name] = json.loads(autopainter("evaluate", "--run", run, "--json", capture=True))
         painters[name] = Painter.load(str(run))
         fine[name] = checkerboard(painters[name])
-    table = report(scores, seconds, fine)
+    table = report(scores, fine)
     (folder / "table.md").write_text(table, encoding="utf-8")
     pictures.write_png(folder / "sheet.png", sheet(painters, options.samples))
     print(f"{table}\n{folder}/table.md\n{folder}/sheet.png")
@@ -155,28 +152,26 @@ def blocks(images: torch.Tensor) -> torch.Tensor:
     return images.float().mean(dim=1).unfold(1, 8, 8).unfold(2, 8, 8).reshape(-1, 8, 8)
 
 
-def report(scores: dict[str, Any], seconds: dict[str, float], fine: dict[str, float]) -> str:
+def report(scores: dict[str, Any], fine: dict[str, float]) -> str:
     """The table in Markdown."""
     first = next(iter(scores.values()))
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu()
     lines = [
         f"{first['images']} held-out pictures, {first['image_size']} px, {first['step']} steps each; {machine}\n",
-        f"| run | hints | {' | '.join(COLUMNS.values())} | checkerboard | minutes |",
-        f"| --- | --- |{' ---: |' * (len(COLUMNS) + 2)}",
+        f"| run | hints | {' | '.join(COLUMNS.values())} | checkerboard |",
+        f"| --- | --- |{' ---: |' * (len(COLUMNS) + 1)}",
     ]
 
     def line(name: str, hints: bool, values: dict[str, float], *others: str) -> str:
         cells = [f"{values[column]:.3f}" if column in values else "" for column in COLUMNS]
         return f"| {name} | {'with' if hints else 'without'} | {' | '.join([*cells, *others])} |"
 
-    lines += [line(name, False, first["scores"][name], "", "") for name in ("sketch", "mean colour")]
+    lines += [line(name, False, first["scores"][name], "") for name in ("sketch", "mean colour")]
     for name, score in scores.items():
-        minutes = f"{seconds[name] / 60:.1f}"
-        if takes_hints(name):
-            lines.append(line(name, False, score["scores"]["painted"], "", minutes))
-            lines.append(line(name, True, score["scores"]["painted with hints"], f"{fine[name]:.2f}", ""))
-        else:
-            lines.append(line(name, False, score["scores"]["painted"], f"{fine[name]:.2f}", minutes))
+        hinted = takes_hints(name)
+        lines.append(line(name, False, score["scores"]["painted"], "" if hinted else f"{fine[name]:.2f}"))
+        if hinted:
+            lines.append(line(name, True, score["scores"]["painted with hints"], f"{fine[name]:.2f}"))
     return "\n".join(lines) + "\n"
 
 
