@@ -223,5 +223,8 @@ class _Run:
         try:
             diverged.check(values, done, self.run, self.manifest, self.config)
         except Diverged:
-            parallel.barrier()  # the first worker that fails ends the group: worker 0 shall have named the samples
+            if self.reporter:
+                self.reporter.checkpoints.wait()
+            # The first worker that fails ends the group: worker 0 shall have named the samples and saved what is good.
+            parallel.barrier()
             raise
