@@ -241,7 +241,8 @@ class Trainer:
     def terms(self, batch: Batch) -> dict[str, float]:
         """The means among ``SCALARS`` over a batch, with the weights as they are; nothing is changed.
 
-        Batch norm takes its running statistics, so that one sample can be looked at alone.
+        Batch norm takes its running statistics, so that one sample can be looked at alone. The discriminator's loss is
+        without the gradient penalty.
         """
         batch = batch.to(self.device)
         condition, target = self._inputs(batch)

@@ -149,7 +149,8 @@ class Loss(Section):
     adversarial: Literal["gan", "lsgan", "hinge", "wgan-gp"] = "gan"
     """Kind of adversarial loss; `gan` is the non-saturating one, `wgan-gp` that of the journal version."""
     critic_steps: int = pydantic.Field(1, ge=1, le=100)
-    """The discriminator learns in each step, the generator in every so-manieth (5 in Gulrajani et al. 2017)."""
+    """Steps of the discriminator for each one of the generator, which learns in the last of them (5 in Gulrajani et al.
+    2017, algorithm 1)."""
     penalty_weight: float = pydantic.Field(10.0, gt=0)
     """Weight of the gradient penalty of `wgan-gp` (lambda in Gulrajani et al. 2017, equation 3)."""
     pixel_weight: float = pydantic.Field(100.0, ge=0)
