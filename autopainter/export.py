@@ -154,7 +154,7 @@ def _need(*packages: str) -> None:
         try:
             importlib.import_module(package)
         except ImportError:
-            install = "install it with: pip install 'autopainter[export]'"
+            install = "install it from the checkout: pip install -c constraints.txt '.[export]'"
             raise UserError(f"{package}, which --format onnx needs, is missing; {install}") from None
 
 

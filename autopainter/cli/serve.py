@@ -24,7 +24,8 @@ def serve(run_uri: str, step: Any, port: int, host: str, no_browser: bool) -> No
     except ModuleNotFoundError as error:
         if error.name != "aiohttp":
             raise
-        raise UserError('autopainter serve needs aiohttp, which is missing: pip install "autopainter[serve]"') from None
+        install = "install it from the checkout: pip install -c constraints.txt '.[serve]'"
+        raise UserError(f"autopainter serve needs aiohttp, which is missing; {install}") from None
     from autopainter.paint import Painter
 
     with server.listen(host, port) as listener:
