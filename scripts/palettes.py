@@ -15,6 +15,7 @@ from autopainter.data import manifest as manifests
 from autopainter.data import pictures
 from autopainter.data.samples import turn_hues
 from autopainter.data.stream import validation_batches
+from autopainter.evaluate.metrics import hint_error
 from autopainter.paint import Painter
 from autopainter.sheet import grid, hints_on_sketch, picture
 
@@ -26,12 +27,6 @@ def turned(hint: torch.Tensor, degrees: int) -> torch.Tensor:
     """Hints uint8 [4, H, W] with the hues of their colours turned."""
     colors = turn_hues(np.ascontiguousarray(hint[:3].permute(1, 2, 0).numpy()), degrees)
     return torch.cat([torch.from_numpy(colors).permute(2, 0, 1) * hint[3:], hint[3:]])
-
-
-def error(painted: torch.Tensor, hint: torch.Tensor) -> float:
-    """Mean absolute difference to the hints' colours inside them, in [0, 255]."""
-    difference = (painted.float() - hint[:3].float()).abs().mean(dim=0)
-    return float(difference[hint[3] == 1].mean())
 
 
 def main() -> None:
@@ -59,8 +54,8 @@ def main() -> None:
             [picture(sketch), *(hints_on_sketch(sketch, palette) for palette in palettes)],
             [picture(plain), *(picture(image) for image in painted)],
         ]
-        with_hints += [error(image, palette) for image, palette in zip(painted, palettes, strict=True)]
-        without += [error(plain, palette) for palette in palettes]
+        with_hints += hint_error(painted, palettes).tolist()
+        without += hint_error(plain.expand_as(painted), palettes).tolist()
     print(f"mean colour error inside the hints, of 255: {np.mean(with_hints):.1f}")
     print(f"of paintings without them: {np.mean(without):.1f}")
     headings = ["sketch, no hints", *(f"hues + {degrees}" if degrees else "its own" for degrees in TURNS)]

@@ -99,11 +99,12 @@ def training_sample(
         random = seeding.generator(seed, Use.COLOR_JITTER, position)
         color, sketch = jitter_colors(color, sketch, config.data.color_jitter, random)
     hint = hints.draw(color, sketch, config.hints, seeding.generator(seed, Use.HINTS, position))
-    recolor = seeding.generator(seed, Use.RECOLOR, position)
-    if recolor.random() < config.hints.recolored and cv2.hasNonZero(hint[..., 3]):
-        degrees = recolor.uniform(0, 360)
-        color = turn_hues(color, degrees)
-        hint[..., :3] = turn_hues(np.ascontiguousarray(hint[..., :3]), degrees)
+    if config.hints.recolored and cv2.hasNonZero(hint[..., 3]):
+        recolor = seeding.generator(seed, Use.RECOLOR, position)
+        if recolor.random() < config.hints.recolored:
+            degrees = recolor.uniform(0, 360)
+            color = turn_hues(color, degrees)
+            hint[..., :3] = turn_hues(np.ascontiguousarray(hint[..., :3]), degrees)
     _write(out, color, sketch, hint, seeding.key(seed, Use.DROPOUT, position))
 
 
