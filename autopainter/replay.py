@@ -225,11 +225,7 @@ def _manifest(beginning: _Beginning) -> Manifest:
     """The run's data set; ``UserError`` if it is gone or is another one."""
     uri = beginning.config.data.manifest
     manifest = manifests.load(uri)
-    if manifest.id != beginning.manifest_id:
-        raise UserError(
-            f"data.manifest: {uri} is another data set (sha256 {manifest.id[:12]}) than the run was trained on"
-            f" ({beginning.manifest_id[:12]})"
-        )
+    manifests.check_trained_on(manifest, uri, beginning.config.run.uri, beginning.manifest_id, "")
     store, shard = storage.open_store(manifest.uri), manifest.split("train")[0]
     if store.size(shard.key) != shard.bytes:
         raise UserError(f"data.manifest: {store.locate(shard.key)} is not the shard that the manifest describes")

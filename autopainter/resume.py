@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from autopainter import checkpoint, parallel, storage
 from autopainter.config import Config, restore
+from autopainter.data import manifest as manifests
 from autopainter.data.manifest import Manifest
 from autopainter.errors import CorruptData, UserError
 from autopainter.storage import Store
@@ -69,11 +70,9 @@ def check(config: Config, manifest: Manifest, run: Store) -> None:
 
 def check_continues(config: Config, manifest: Manifest, run: Store, meta: dict[str, Any]) -> None:
     """Refuse to continue a run with another data set or with a field changed that decides what it computes."""
-    if meta["manifest_id"] != manifest.id:
-        raise UserError(
-            f"data.manifest: {config.data.manifest} is another data set (sha256 {manifest.id[:12]}) than the run"
-            f" {run.uri} was trained on ({meta['manifest_id'][:12]}); choose another run.name"
-        )
+    manifests.check_trained_on(
+        manifest, config.data.manifest, run.uri, meta["manifest_id"], "; choose another run.name"
+    )
     old, new = restore(meta["config"], f"{run.uri}, its configuration").identity(), config.identity()
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):

@@ -227,3 +227,21 @@ def load(uri: str) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptData(f"data.manifest: {uri}: damaged: {error}") from None
     return Manifest(info, splits, place, hashlib.sha256(data).hexdigest())
+
+
+def check_trained_on(manifest: Manifest, uri: str, run: str, manifest_id: str, advice: str) -> None:
+    """Check that a run was trained on this data set.
+
+    Args:
+        uri: where the manifest was read.
+        manifest_id: of the data set that ``run`` was trained on.
+        advice: the end of the message.
+
+    Raises:
+        UserError: it was another one.
+    """
+    if manifest.id != manifest_id:
+        raise UserError(
+            f"data.manifest: {uri} is another data set (sha256 {manifest.id[:12]}) than the run {run} was trained on"
+            f" ({manifest_id[:12]}){advice}"
+        )

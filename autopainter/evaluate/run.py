@@ -124,11 +124,8 @@ def _manifest(painter: Painter, run_uri: str) -> Manifest:
     """The data set that a run was trained on; ``UserError`` if another one has taken its place."""
     uri = painter.config.data.manifest
     manifest = manifests.load(uri)
-    if manifest.id != painter.manifest_id:
-        raise UserError(
-            f"data.manifest: {uri} is another data set (sha256 {manifest.id[:12]}) than the run {run_uri} was trained"
-            f" on ({painter.manifest_id[:12]}), which may have seen what is held out there; bring that one back"
-        )
+    advice = ", which may have seen what is held out there; bring that one back"
+    manifests.check_trained_on(manifest, uri, run_uri, painter.manifest_id, advice)
     return manifest
 
 
