@@ -116,20 +116,21 @@ class _Pipeline(Iterator[Batch]):
     def __next__(self) -> Batch:
         if self._failure:
             raise self._failure  # to go on with the step after it would be another order
-        while len(self._pending) < self._config.data.prefetch_batches and (self._planned or self._plan()):
-            self._pending.append(self._schedule(*self._planned.popleft()))
-        while len(self._planned) < self._config.data.fetch_ahead_batches and self._plan():
-            pass
-        if not self._pending:
-            raise StopIteration
-        began = time.perf_counter()
         try:
-            return self._pending.popleft().batch()
+            while len(self._pending) < self._config.data.prefetch_batches and (self._planned or self._plan()):
+                self._pending.append(self._schedule(*self._planned.popleft()))
+            while len(self._planned) < self._config.data.fetch_ahead_batches and self._plan():
+                pass
+            if not self._pending:
+                raise StopIteration
+            began = time.perf_counter()
+            try:
+                return self._pending.popleft().batch()
+            finally:
+                self.wait_seconds += time.perf_counter() - began
         except BaseException as error:
             self._failure = error
             raise
-        finally:
-            self.wait_seconds += time.perf_counter() - began
 
     @property
     def ready_batches(self) -> int:
@@ -143,7 +144,7 @@ class _Pipeline(Iterator[Batch]):
         return sum(chunk.stop - chunk.start for chunk in chunks)
 
     def close(self) -> None:
-        """End the threads; what they had not begun is dropped."""
+        """End the threads; what they had not begun is dropped, and a later batch is refused with a RuntimeError."""
         self._fetchers.shutdown(wait=False, cancel_futures=True)
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self.split.close()
