@@ -1,12 +1,13 @@
-"""Data parallelism: the gradients of a network in one flat buffer, summed over the workers in a fixed order.
+"""Data parallelism: the gradients of a network in one flat buffer, summed over the workers while they still arrive.
 
 torch's DistributedDataParallel regroups its buckets after the first step of each process, by the order in which
 gradients happened to arrive, so with three or more workers the first step after a resume adds floats in another order
-than the same step of an uninterrupted run. Here the layout is that of the parameters, always, so a resumed run is bit
-for bit the same; and since the exchange is one call after the last microbatch, a worker that fails in its backward
-pass never leaves the others inside half a collective.
+than the same step of an uninterrupted run. Here the buckets are those that the order of the parameters gives, always,
+and are sent in their order, so a resumed run is bit for bit the same. A worker whose backward pass fails may begin the
+step again: it computes what it had not sent yet, and the others wait for no more than that.
 """
 
+import contextlib
 import enum
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -14,36 +15,99 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 
+_BUCKET_BYTES = 4 << 20
+_ALIGNMENT = 64  # floats: the gradients begin where vector loads may
+
 
 class GradientBuffer:
     """Gradients of some parameters, and a few scalars to average with them, as views of one flat float32 tensor.
 
+    The tensor is sent from its end: where the parameters are in the order of the forward pass, that is the order in
+    which their gradients arrive. The scalars are sent last.
+
+    Args:
+        parameters: those of one network, in the order in which its forward pass uses them.
+        scalars: number of scalars.
+        bucket_bytes: least size of what is sent at once.
+
     Attributes:
         parameters: the parameters, whose ``grad`` are views of the buffer from now on.
         scalars: float32 [count], free for values that shall be averaged over the workers too.
+        gradients: float32, the gradients one behind the other.
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], scalars: int) -> None:
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], scalars: int, bucket_bytes: int = _BUCKET_BYTES
+    ) -> None:
         self.parameters = list(parameters)
-        sizes = [parameter.numel() for parameter in self.parameters]
-        self._flat = torch.zeros(sum(sizes) + scalars, device=self.parameters[0].device)
-        self.scalars = self._flat[sum(sizes) :]
-        self.gradients = self._flat[: sum(sizes)]
-        offset = 0
-        for parameter, size in zip(self.parameters, sizes, strict=True):
+        ends = [-(-scalars // _ALIGNMENT) * _ALIGNMENT]
+        for parameter in self.parameters:
+            ends.append(ends[-1] + parameter.numel())
+        self._flat = torch.zeros(ends[-1], device=self.parameters[0].device)
+        self.scalars = self._flat[:scalars]
+        self.gradients = self._flat[ends[0] :]
+        for parameter, offset in zip(self.parameters, ends, strict=False):
             # The parameter's own strides: fused optimisers walk weight and gradient in memory order.
             parameter.grad = torch.as_strided(self._flat, parameter.size(), parameter.stride(), offset)
-            offset += size
+            parameter.register_post_accumulate_grad_hook(self._arrived)
+        # What is sent together: parameters [first, next first), from the last ones to the first ones.
+        self._firsts = [len(self.parameters)]
+        for index in reversed(range(len(self.parameters))):
+            if index == 0 or (ends[self._firsts[-1]] - ends[index]) * self._flat.itemsize >= bucket_bytes:
+                self._firsts.append(index)
+        self._starts = [ends[first] for first in self._firsts[:-1]] + [0]
+        self._bucket = {
+            parameter: bucket
+            for bucket, (end, first) in enumerate(zip(self._firsts, self._firsts[1:], strict=False))
+            for parameter in self.parameters[first:end]
+        }
+        self._missing: list[int] | None = None  # gradients that a bucket waits for, in the last backward pass
+        self._sent: list[dist.Work] = []
+
+    @property
+    def wanted(self) -> list[torch.nn.Parameter]:
+        """Parameters whose gradients are not sent yet."""
+        return self.parameters[: self._firsts[len(self._sent)]]
 
     def zero(self) -> None:
-        """Begin a step."""
-        self._flat.zero_()
+        """Begin a step, or begin it again: what is sent stays."""
+        self._flat[: self._starts[len(self._sent)]].zero_()
+
+    @contextlib.contextmanager
+    def completing(self, last: bool = True) -> Iterator[None]:
+        """Within it a backward pass to ``wanted`` is done; if it is the step's ``last``, what is complete is sent."""
+        if last and world() > 1:
+            counts = zip(self._firsts, self._firsts[1:], strict=False)
+            self._missing = [end - first for end, first in counts]
+        try:
+            yield
+        finally:
+            self._missing = None
 
     def average(self) -> None:
         """Replace gradients and scalars by their means over all workers (nothing to do in a single process)."""
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(self._flat)
-            self._flat.div_(dist.get_world_size())
+        if world() == 1:
+            return
+        while len(self._sent) + 1 < len(self._starts):
+            self._send()
+        for work in self._sent:
+            work.wait()
+        self._sent.clear()
+        self._flat.div_(world())
+
+    def _arrived(self, parameter: torch.nn.Parameter) -> None:
+        if self._missing is None:
+            return
+        self._missing[self._bucket[parameter]] -= 1
+        # In their order, whatever came first; the last one, which has the scalars, waits for ``average``.
+        while len(self._sent) + 2 < len(self._starts) and self._missing[len(self._sent)] == 0:
+            self._send()
+
+    def _send(self) -> None:
+        end, start = self._starts[len(self._sent) :][:2]
+        work = dist.all_reduce(self._flat[start:end], async_op=True)
+        assert work is not None
+        self._sent.append(work)
 
 
 class Request(enum.IntEnum):
@@ -102,7 +166,7 @@ def barrier() -> None:
 
 def broadcast(tensors: Iterable[torch.Tensor]) -> None:
     """Give every worker worker 0's values, in place."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if world() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 

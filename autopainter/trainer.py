@@ -71,7 +71,7 @@ class Trainer:
             assert config.loss.vgg_weights is not None  # the configuration is validated
             self.features = vgg.load(config.loss.vgg_weights, config.loss.feature_layer, config.loss.vgg_sha256)
             self._place(self.features)
-        self.generator_gradients = GradientBuffer(self.generator.parameters(), _GENERATOR_SCALARS)
+        self.generator_gradients = GradientBuffer(self.generator.forward_order(), _GENERATOR_SCALARS)
         self.discriminator_gradients = GradientBuffer(
             self.discriminator.parameters(), _DISCRIMINATOR_SCALARS + len(Request)
         )
@@ -163,17 +163,14 @@ class Trainer:
         parts, painted = self._parts(batch), None
         keep = len(parts) == 1 and schedule.trains_generator(self.config, self._step)
         self.discriminator_gradients.zero()
-        for part in parts:
+        for number, part in enumerate(parts, 1):
             condition, target = self._inputs(part)
             with torch.set_grad_enabled(keep), self._autocast():
                 painted = self.generator(condition, part.dropout)
             terms = self._discriminator_terms(condition, target, painted.detach())
             if self.critic:
                 terms[0] = terms[0] + self._penalty(condition, target, painted.detach(), part.dropout)
-            share = len(part.keys) / len(batch.keys)
-            (terms[0] * share).backward()
-            means = self.discriminator_gradients.scalars[:_DISCRIMINATOR_SCALARS]
-            means += torch.stack([term.detach() for term in terms]) * share
+            self._backward(self.discriminator_gradients, terms, len(part.keys) / len(batch.keys), number == len(parts))
         return painted if keep else None
 
     def _generator_gradients(self, batch: Batch, painted: torch.Tensor | None) -> None:
@@ -184,26 +181,30 @@ class Trainer:
         """
         parts = self._parts(batch)
         self.generator_gradients.zero()
-        for part in parts:
+        for number, part in enumerate(parts, 1):
             condition, target = self._inputs(part)
             if painted is None or len(parts) > 1:
                 with self._autocast():
                     painted = self.generator(condition, part.dropout)
-            self._generator_backward(condition, target, painted, len(part.keys) / len(batch.keys))
+            terms = self._generator_terms(condition, target, painted)
+            self._backward(self.generator_gradients, terms, len(part.keys) / len(batch.keys), number == len(parts))
 
-    def _generator_backward(
-        self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor, share: float
-    ) -> None:
-        terms = self._generator_terms(condition, target, painted)
-        (terms[0] * share).backward(inputs=self.generator_gradients.parameters)  # spares the discriminator's gradients
-        self.generator_gradients.scalars += torch.stack([term.detach() for term in terms]) * share
+    def _backward(self, buffer: GradientBuffer, terms: list[torch.Tensor], share: float, last: bool) -> None:
+        """Add a part's share of the gradients of ``terms[0]``, and of all terms' means, to the buffer."""
+        with buffer.completing(last):
+            (terms[0] * share).backward(inputs=buffer.wanted)  # of one network: the other one's are spared
+        buffer.scalars[: len(terms)] += torch.stack([term.detach() for term in terms]) * share
 
     def _discriminator_terms(
         self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor
     ) -> list[torch.Tensor]:
         """The discriminator's loss and accuracies, in the order of ``SCALARS``."""
         with self._autocast():
-            real, fake = self.discriminator(condition, target), self.discriminator(condition, painted)
+            if self.config.model.norm == "batch":  # its statistics are of true or of painted images, not of both
+                real, fake = self.discriminator(condition, target), self.discriminator(condition, painted)
+            else:
+                both = self.discriminator(torch.cat([condition, condition]), torch.cat([target, painted]))
+                real, fake = both.chunk(2)
         loss = losses.discriminator(real, fake, self.config.loss.adversarial)
         return [loss, (real > 0).float().mean(), (fake < 0).float().mean()]
 

@@ -109,6 +109,10 @@ class UNet(nn.Module):
         """Choose the blocks whose activations are recomputed: none, the two largest levels, or all."""
         self.recomputed = {"none": 0, "outer": 2, "all": self.levels}[blocks]
 
+    def forward_order(self) -> list[nn.Parameter]:
+        """All parameters in the order in which the forward pass uses them."""
+        return [parameter for block in (*self.down, *reversed(self.up)) for parameter in block.parameters()]
+
     def forward(self, x: torch.Tensor, keys: torch.Tensor | None = None) -> torch.Tensor:
         """Paint.
 
