@@ -6,6 +6,7 @@ No generator is carried from step to step, so any step can be computed at once, 
 sample order of a run does not depend on the version of NumPy or PyTorch.
 """
 
+import math
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -72,6 +73,8 @@ def _signed(x: int) -> int:
     return x - (1 << 64) if x >= 1 << 63 else x
 
 
+# An operator of its own: torch.compile takes the places for indices, which it computes without wrapping around.
+@torch.library.custom_op("autopainter::uniform", mutates_args=())
 def uniform(sample_keys: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Uniform numbers that depend on each sample's key and on the place inside the sample only.
 
@@ -84,13 +87,18 @@ def uniform(sample_keys: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     Returns:
         float32 [B, *shape] in [0, 1), in steps of 2**-24.
     """
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     place = torch.arange(1, count + 1, device=sample_keys.device, dtype=torch.int64) * _signed(_GOLDEN)
     x = sample_keys[:, None] + place[None, :]
     x = _shift_xor(x, 30) * _signed(_MULTIPLIERS[0])
     x = _shift_xor(x, 27) * _signed(_MULTIPLIERS[1])
     x = _shift_xor(x, 31)
     return (((x >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24).view(-1, *shape)
+
+
+@uniform.register_fake
+def _(sample_keys: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    return sample_keys.new_empty((len(sample_keys), *shape), dtype=torch.float32)
 
 
 def _shift_xor(x: torch.Tensor, bits: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """One training step: discriminator, then generator, over microbatches, with every random choice given by the batch."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -30,6 +30,12 @@ _DISCRIMINATOR_SCALARS, _GENERATOR_SCALARS = 3, 5  # how many of them are means
 _CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 T = TypeVar("T")
+
+
+def _with_sum(terms: Iterable[tuple[float, torch.Tensor]]) -> torch.Tensor:
+    """The weighted sum of terms, then the terms."""
+    factors, values = zip(*terms, strict=True)
+    return torch.stack([torch.stack([f * value for f, value in zip(factors, values, strict=True)]).sum(), *values])
 
 
 def build_generator(config: Config) -> UNet:
@@ -76,6 +82,8 @@ class Trainer:
             self.discriminator.parameters(), _DISCRIMINATOR_SCALARS + len(Request)
         )
         self.critic = config.loss.adversarial == "wgan-gp"
+        if config.train.compile:
+            self._compile()
         self.optimizers = {
             name: torch.optim.Adam(
                 network.parameters(),
@@ -170,7 +178,11 @@ class Trainer:
             terms = self._discriminator_terms(condition, target, painted.detach())
             if self.critic:
                 terms[0] = terms[0] + self._penalty(condition, target, painted.detach(), part.dropout)
-            self._backward(self.discriminator_gradients, terms, len(part.keys) / len(batch.keys), number == len(parts))
+            share = len(part.keys) / len(batch.keys)
+            with self.discriminator_gradients.completing(last=number == len(parts)):
+                (terms[0] * share).backward(inputs=self.discriminator_gradients.wanted)
+            means = self.discriminator_gradients.scalars[:_DISCRIMINATOR_SCALARS]
+            means += torch.stack([term.detach() for term in terms]) * share
         return painted if keep else None
 
     def _generator_gradients(self, batch: Batch, painted: torch.Tensor | None) -> None:
@@ -186,27 +198,32 @@ class Trainer:
             if painted is None or len(parts) > 1:
                 with self._autocast():
                     painted = self.generator(condition, part.dropout)
-            terms = self._generator_terms(condition, target, painted)
-            self._backward(self.generator_gradients, terms, len(part.keys) / len(batch.keys), number == len(parts))
-
-    def _backward(self, buffer: GradientBuffer, terms: list[torch.Tensor], share: float, last: bool) -> None:
-        """Add a part's share of the gradients of ``terms[0]``, and of all terms' means, to the buffer."""
-        with buffer.completing(last):
-            (terms[0] * share).backward(inputs=buffer.wanted)  # of one network: the other one's are spared
-        buffer.scalars[: len(terms)] += torch.stack([term.detach() for term in terms]) * share
+            share = len(part.keys) / len(batch.keys)
+            # Term after term down to the picture, so that only one term's activations are alive beside the generator's.
+            picture, terms = painted.detach().requires_grad_(), []
+            for weight, term in self._generator_terms(condition, target, picture):
+                if term.requires_grad:
+                    (weight * share * term).backward(inputs=[picture])
+                terms.append((weight, term.detach()))
+            with self.generator_gradients.completing(last=number == len(parts)):
+                painted.backward(picture.grad, inputs=self.generator_gradients.wanted)
+            self.generator_gradients.scalars += _with_sum(terms) * share
 
     def _discriminator_terms(
         self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor
     ) -> list[torch.Tensor]:
         """The discriminator's loss and accuracies, in the order of ``SCALARS``."""
         with self._autocast():
-            if self.config.model.norm == "batch":  # its statistics are of true or of painted images, not of both
-                real, fake = self.discriminator(condition, target), self.discriminator(condition, painted)
-            else:
-                both = self.discriminator(torch.cat([condition, condition]), torch.cat([target, painted]))
-                real, fake = both.chunk(2)
+            real, fake = self._judge(condition, target, painted)
         loss = losses.discriminator(real, fake, self.config.loss.adversarial)
         return [loss, (real > 0).float().mean(), (fake < 0).float().mean()]
+
+    def _judge(self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Logits of true and of painted images."""
+        if self.config.model.norm == "batch":  # its statistics are of one kind, not of both
+            return [self.discriminator(condition, images) for images in (target, painted)]
+        both: torch.Tensor = self.discriminator(torch.cat([condition, condition]), torch.cat([target, painted]))
+        return both.chunk(2)
 
     def _penalty(
         self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor, keys: torch.Tensor
@@ -224,19 +241,15 @@ class Trainer:
 
     def _generator_terms(
         self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """The generator's loss and its terms, in the order of ``SCALARS``."""
+    ) -> Iterator[tuple[float, torch.Tensor]]:
+        """The terms of the generator's loss with their weights, each computed when it is asked for."""
         weights = self.config.loss
+        yield weights.pixel_weight, losses.pixel(painted, target)
+        yield weights.feature_weight, self._feature_loss(painted, target)
         with self._autocast():
             logits = self.discriminator(condition, painted)
-        terms = [
-            losses.pixel(painted, target),
-            self._feature_loss(painted, target),
-            losses.generator_adversarial(logits, weights.adversarial),
-            losses.total_variation(painted),
-        ]
-        factors = (weights.pixel_weight, weights.feature_weight, weights.adversarial_weight, weights.tv_weight)
-        return [torch.stack([factor * term for factor, term in zip(factors, terms, strict=True)]).sum(), *terms]
+        yield weights.adversarial_weight, losses.generator_adversarial(logits, weights.adversarial)
+        yield weights.tv_weight, losses.total_variation(painted)
 
     @torch.no_grad()
     def terms(self, batch: Batch) -> dict[str, float]:
@@ -253,7 +266,7 @@ class Trainer:
         with self._autocast():
             painted = self.generator(condition, batch.dropout)
         discriminator = self._discriminator_terms(condition, target, painted)
-        values = torch.stack([*discriminator, *self._generator_terms(condition, target, painted)])
+        values = torch.cat([torch.stack(discriminator), _with_sum(self._generator_terms(condition, target, painted))])
         for network in networks:
             network.train()
         return dict(zip(SCALARS, values.tolist(), strict=False))
@@ -328,6 +341,14 @@ class Trainer:
 
     def _format(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else tensor
+
+    def _compile(self) -> None:
+        # Without it, kernels are chosen by timing them, and sums add up in another order in each process.
+        torch._inductor.config.deterministic = True
+        for network in (self.generator, self.discriminator, self.features):
+            # The gradient penalty needs second derivatives, which compiled code does not give.
+            if network and not (self.critic and network is self.discriminator):
+                network.compile(dynamic=False)
 
     def _place(self, network: torch.nn.Module) -> None:
         network.to(self.device)

@@ -323,3 +323,26 @@ def test_instance_norm_is_the_batch_norm_of_one_sample():
     """Why instance norm is the default: the authors train with batch norm at batch size 1."""
     image = noise(1, 6, 8, 8) * 3 + 1
     assert torch.allclose(norm_layer("instance", 6)(image), norm_layer("batch", 6)(image), atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["instance", "group", "batch"])
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize(
+    ("order", "arriving"), list(itertools.product([torch.contiguous_format, torch.channels_last], repeat=2))
+)
+def test_no_memory_order_changes_the_gradient_of_a_norm(norm, samples, order, arriving):
+    """torch 2.13's own InstanceNorm2d is wrong by more than 100 % for one sample and a channels-last gradient."""
+    image, slope = noise(samples, 8, 4, 4), noise(samples, 8, 4, 4, seed=1)
+
+    def gradients(dtype, order, arriving):
+        layer = norm_layer(norm, 8).to(dtype)
+        given = image.to(dtype).contiguous(memory_format=order).requires_grad_()
+        out = layer(given)
+        out.backward(slope.to(dtype).contiguous(memory_format=arriving))
+        return out, given.grad, layer.weight.grad, layer.bias.grad
+
+    expected = gradients(torch.float64, torch.contiguous_format, torch.contiguous_format)
+    found = gradients(torch.float32, order, arriving)
+    for value, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(value.double(), right, rtol=1e-4, atol=1e-5)
+    assert found[0].is_contiguous(memory_format=order)

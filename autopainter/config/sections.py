@@ -216,6 +216,8 @@ class Train(Section):
     """Arithmetic of the networks; losses, weights and optimiser are float32 always."""
     channels_last: bool = True
     """Memory order of the activations."""
+    compile: bool = False
+    """Let torch.compile fuse the networks' operations: faster steps after a slower start; it needs a C++ compiler."""
     activation_checkpointing: Literal["none", "outer", "all"] = "none"
     """U-Net blocks recomputed in the backward pass: none, the two largest levels, or all."""
     threads: int | None = pydantic.Field(None, ge=1)
