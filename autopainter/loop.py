@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from autopainter import diverged, journal, memory, parallel, resume, storage
+from autopainter import compiling, diverged, journal, memory, parallel, resume, storage
 from autopainter.config import Config
 from autopainter.data import manifest as manifests
 from autopainter.data.chunks import Split
@@ -73,6 +73,8 @@ def preflight(config: Config, world: int, origin: str, wanted: resume.Resume = "
     if config.loss.feature_weight > 0:
         assert config.loss.vgg_weights is not None
         vgg.load(config.loss.vgg_weights, config.loss.feature_layer, config.loss.vgg_sha256)
+    if config.train.compile:
+        compiling.check()
     resume.claim(config, wanted, overwrite)
     run = storage.open_store(config.run.uri)
     resume.check(config, manifest, run)

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from autopainter import losses, memory, schedule, seeding
+from autopainter import compiling, losses, memory, schedule, seeding
 from autopainter.config import Config
 from autopainter.data.stream import Batch
 from autopainter.models import vgg
@@ -83,7 +83,10 @@ class Trainer:
         )
         self.critic = config.loss.adversarial == "wgan-gp"
         if config.train.compile:
-            self._compile()
+            for network in (self.generator, self.features, self.discriminator):
+                # The gradient penalty needs second derivatives, which compiled code does not give.
+                if network and not (self.critic and network is self.discriminator):
+                    compiling.compile_network(network)
         self.optimizers = {
             name: torch.optim.Adam(
                 network.parameters(),
@@ -341,14 +344,6 @@ class Trainer:
 
     def _format(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else tensor
-
-    def _compile(self) -> None:
-        # Without it, kernels are chosen by timing them, and sums add up in another order in each process.
-        torch._inductor.config.deterministic = True
-        for network in (self.generator, self.discriminator, self.features):
-            # The gradient penalty needs second derivatives, which compiled code does not give.
-            if network and not (self.critic and network is self.discriminator):
-                network.compile(dynamic=False)
 
     def _place(self, network: torch.nn.Module) -> None:
         network.to(self.device)

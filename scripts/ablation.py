@@ -12,9 +12,11 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from measuring import cpu, cpu_precision
@@ -43,11 +45,13 @@ VARIANTS: dict[str, dict[str, str]] = {
 """What each run changes of the configuration; `resize` is `+ hints` with the other decoder."""
 COLUMNS = {
     "psnr": "PSNR, dB", "ssim": "SSIM", "lpips_vgg": "LPIPS-VGG", "lpips_alex": "LPIPS-Alex", "fd_vgg": "FD-VGG",
-    "hint_error": "hint error",
+    "hint_error": "hint error", "checkerboard": "checkerboard", "blotches": "blotches",
 }  # fmt: skip
 TILE = 96
 FLAT, WHITE = 4, 250
-"""A block of a target is flat if its grey levels differ by no more, and paper from this one on."""
+"""Levels of a flat part of a target differ by no more, and from the second one on it is paper."""
+AREA_PIXELS = 20
+"""Smaller areas have no blotches."""
 
 
 def main() -> int:
@@ -76,15 +80,17 @@ def main() -> int:
         f"loss.vgg_weights={weights}", f"train.steps={options.steps}", "checkpoint.keep_best=0",
         f"train.precision={'bfloat16' if torch.cuda.is_available() else cpu_precision()}", *options.set,
     ]  # fmt: skip
-    scores, painters, fine = {}, {}, {}
+    scores, painters = {}, {}
     for name in options.variants:
         run = folder / "runs" / f"{name.removeprefix('+ ').lower()}-{options.size}-{options.steps}"
         own = [f"run.name={run.name}", *(f"{field}={value}" for field, value in VARIANTS[name].items())]
         autopainter("train", "--config", CONFIG, *(part for text in settings + own for part in ("--set", text)))
         scores[name] = json.loads(autopainter("evaluate", "--run", run, "--json", capture=True))
         painters[name] = Painter.load(str(run))
-        fine[name] = checkerboard(painters[name])
-    table = report(scores, fine)
+        for hinted in [False, True][: 1 + takes_hints(name)]:
+            row = scores[name]["scores"]["painted with hints" if hinted else "painted"]
+            row |= defects(painters[name], hinted)
+    table = report(scores)
     (folder / "table.md").write_text(table, encoding="utf-8")
     pictures.write_png(folder / "sheet.png", sheet(painters, options.samples))
     print(f"{table}\n{folder}/table.md\n{folder}/sheet.png")
@@ -127,51 +133,69 @@ def sheet(painters: dict[str, Painter], samples: int) -> NDArray[np.uint8]:
     return grid(["sketch", *painters, "the hints", *hinted, "target"], rows, tile=TILE)
 
 
-@torch.no_grad()
-def checkerboard(painter: Painter) -> float:
-    """What a run paints at periods of 2 and 4 pixels where the target is flat: its standard deviation, in grey levels.
+def defects(painter: Painter, hinted: bool) -> dict[str, float]:
+    """What a run leaves where the target is flat, in grey levels of 255, over the held-out drawings.
 
-    That is where transposed convolutions of stride 2 leave a checkerboard. Hints are given if the run has learned from
-    any.
+    Returns:
+        ``checkerboard``: standard deviation of what is painted at periods of 2 and 4 pixels in blocks of one colour,
+        where transposed convolutions of stride 2 leave such patterns. ``blotches``: standard deviation of the colours
+        inside an area of one colour, the mean over all such pixels. Paper does not count.
     """
-    config, found = painter.config, []
+    config, fine, blotches = painter.config, [], []
     for batch in validation_batches(manifests.load(config.data.manifest), config, 16):
-        hint = batch.hint * (config.hints.unhinted < 1)
-        painted, target = (blocks(images) for images in (painter.batch(batch.sketch, hint), batch.color))
-        flat = (target.amax(dim=(1, 2)) - target.amin(dim=(1, 2)) <= FLAT) & (target.amin(dim=(1, 2)) < WHITE)
-        power = torch.fft.fft2(painted[flat], norm="forward").abs().square()
-        fine = [2, 4, 6]  # of 8 frequencies: 2 and 6 have a period of 4 pixels, 4 has one of 2
-        found.append(
-            power[:, fine].sum(dim=(1, 2)) + power[:, :, fine].sum(dim=(1, 2)) - power[:, fine][:, :, fine].sum((1, 2))
-        )
-    return float(torch.cat(found).mean().sqrt())
+        painted = painter.batch(batch.sketch, batch.hint * hinted)
+        fine.append(fine_power(painted, batch.color))
+        for image, target in zip(painted.numpy(), batch.color.numpy(), strict=True):
+            blotches += [(area.var(axis=1).mean(), area.shape[1]) for area in flat_areas(image, target)]
+    variances, weights = np.array(blotches).T
+    return {
+        "checkerboard": float(torch.cat(fine).mean().sqrt()),
+        "blotches": float(np.average(np.sqrt(variances), weights=weights)),
+    }
 
 
-def blocks(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, 3, H, W] as grey values float32 [N, 8, 8] of its blocks."""
-    return images.float().mean(dim=1).unfold(1, 8, 8).unfold(2, 8, 8).reshape(-1, 8, 8)
+def fine_power(painted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Power at periods of 2 and 4 pixels, in each block of 8 x 8 pixels that is flat in the target: float32 [N]."""
+    painted, target = (
+        images.float().mean(dim=1).unfold(1, 8, 8).unfold(2, 8, 8).reshape(-1, 8, 8) for images in (painted, target)
+    )
+    flat = (target.amax(dim=(1, 2)) - target.amin(dim=(1, 2)) <= FLAT) & (target.amin(dim=(1, 2)) < WHITE)
+    power = torch.fft.fft2(painted[flat], norm="forward").abs().square()
+    periods = [2, 4, 6]  # of 8 frequencies: 2 and 6 have a period of 4 pixels, 4 has one of 2
+    both = power[:, periods][:, :, periods].sum(dim=(1, 2))
+    return power[:, periods].sum(dim=(1, 2)) + power[:, :, periods].sum(dim=(1, 2)) - both
 
 
-def report(scores: dict[str, Any], fine: dict[str, float]) -> str:
+def flat_areas(painted: NDArray[np.uint8], target: NDArray[np.uint8]) -> Iterator[NDArray[np.float64]]:
+    """What is painted in each area that has one colour in the target: [3, pixels] for uint8 [3, H, W]."""
+    spread = [cv2.morphologyEx(channel, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) for channel in target]
+    inside = (np.max(spread, axis=0) <= FLAT) & (target.min(axis=0) < WHITE)
+    count, labels = cv2.connectedComponents(inside.astype(np.uint8), connectivity=4)
+    for label in range(1, count):
+        area = labels == label
+        if area.sum() >= AREA_PIXELS:
+            yield painted[:, area].astype(np.float64)
+
+
+def report(scores: dict[str, Any]) -> str:
     """The table in Markdown."""
     first = next(iter(scores.values()))
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu()
     lines = [
         f"{first['images']} held-out pictures, {first['image_size']} px, {first['step']} steps each; {machine}\n",
-        f"| run | hints | {' | '.join(COLUMNS.values())} | checkerboard |",
-        f"| --- | --- |{' ---: |' * (len(COLUMNS) + 1)}",
+        f"| run | hints | {' | '.join(COLUMNS.values())} |",
+        f"| --- | --- |{' ---: |' * len(COLUMNS)}",
     ]
 
-    def line(name: str, hints: bool, values: dict[str, float], *others: str) -> str:
+    def line(name: str, hints: str, values: dict[str, float]) -> str:
         cells = [f"{values[column]:.3f}" if column in values else "" for column in COLUMNS]
-        return f"| {name} | {'with' if hints else 'without'} | {' | '.join([*cells, *others])} |"
+        return f"| {name} | {hints} | {' | '.join(cells)} |"
 
-    lines += [line(name, False, first["scores"][name], "") for name in ("sketch", "mean colour")]
+    lines += [line(name, "without", first["scores"][name]) for name in ("sketch", "mean colour")]
     for name, score in scores.items():
-        hinted = takes_hints(name)
-        lines.append(line(name, False, score["scores"]["painted"], "" if hinted else f"{fine[name]:.2f}"))
-        if hinted:
-            lines.append(line(name, True, score["scores"]["painted with hints"], f"{fine[name]:.2f}"))
+        lines.append(line(name, "without", score["scores"]["painted"]))
+        if takes_hints(name):
+            lines.append(line(name, "with", score["scores"]["painted with hints"]))
     return "\n".join(lines) + "\n"
 
 

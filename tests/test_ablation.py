@@ -46,7 +46,7 @@ def test_ablation(ablation):
             for line in table.splitlines() if line.startswith("|")}  # fmt: skip
     for name, hints in (("sketch", "without"), ("mean colour", "without"), ("L1", "without"), ("+ hints", "without"),
                         ("+ hints", "with")):  # fmt: skip
-        assert all(float(cell) >= 0 for cell in rows.pop((name, hints))[:6]), name
+        assert all(float(cell) >= 0 for cell in rows.pop((name, hints)) if cell.strip()), name
     assert list(rows) == [("run", "hints"), ("---", "---")]
     height, width, _ = cv2.imread(str(folder / "sheet.png")).shape
     assert (height - 22) // 100 == 3  # rows

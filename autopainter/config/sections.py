@@ -364,7 +364,8 @@ _MAY_CHANGE = {
     "data.prefetch_batches", "data.fetch_ahead_batches", "data.fetch_threads", "data.decode_threads", "data.cache",
     "data.cache_gib",
     "loss.vgg_weights",
-    "train.steps", "train.microbatch", "train.channels_last", "train.activation_checkpointing", "train.threads",
+    "train.steps", "train.microbatch", "train.channels_last", "train.compile", "train.activation_checkpointing",
+    "train.threads",
 }  # fmt: skip
 
 
