@@ -6,14 +6,15 @@ Every term is a mean over batch, channels and pixels in float32, so a weight mea
 batch size.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
 Adversarial = Literal["gan", "lsgan", "hinge", "wgan-gp"]
 
+_CHUNK_VALUES = 1 << 23  # 32 MiB of float32: a sample of relu2_2 at 512 px
 _TV_EPSILON = 1e-8  # keeps the gradient of the square root finite on flat areas
 
 
@@ -22,9 +23,37 @@ def pixel(painted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (painted.float() - target.float()).abs().mean()
 
 
+class _MeanSquare(torch.autograd.Function):
+    """Mean of (painted - target)^2 in float32, some samples at a time, without float32 copies of all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, painted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(painted, target)
+        sums = [(a.float() - b.float()).square_().sum() for a, b in _some_samples(painted, target)]
+        return torch.stack(sums).sum() / painted.numel()
+
+    @staticmethod
+    def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        painted, target = ctx.saved_tensors
+        factor, found = slope * (2 / painted.numel()), torch.empty_like(painted)
+        for out, a, b in _some_samples(found, painted, target):
+            out.copy_((a.float() - b.float()).mul_(factor))
+        return found, -found if ctx.needs_input_grad[1] else None
+
+
+def _some_samples(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The same samples of all tensors, as many as make _CHUNK_VALUES."""
+    samples = max(_CHUNK_VALUES // tensors[0][0].numel(), 1)
+    return zip(*(tensor.split(samples) for tensor in tensors), strict=True)
+
+
 def feature(painted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L_f: mean squared difference of the feature maps phi(G(x)) and phi(y)."""
-    return (painted.float() - target.float()).square().mean()
+    """L_f: mean squared difference of the feature maps phi(G(x)) and phi(y).
+
+    The maps are the largest tensors of a step: nothing is kept beside them.
+    """
+    value: torch.Tensor = _MeanSquare.apply(painted, target)
+    return value
 
 
 def total_variation(painted: torch.Tensor) -> torch.Tensor:

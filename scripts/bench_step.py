@@ -36,7 +36,7 @@ from autopainter import losses
 from autopainter.config import Config, FeatureLayer
 from autopainter.data.stream import Batch
 from autopainter.models import vgg
-from autopainter.models.layers import KeyedDropout
+from autopainter.models.layers import KeyedDropout, initialise
 from autopainter.models.patchgan import PatchGAN
 from autopainter.pixels import network_input, to_unit
 from autopainter.trainer import Trainer, build_generator
@@ -60,6 +60,7 @@ class Plain:
             if isinstance(block.dropout, KeyedDropout):
                 block.dropout = _Dropout(block.dropout.probability)
         self.discriminator = PatchGAN(config.model.discriminator_width, config.model.norm).to(device)
+        initialise(self.discriminator, config.train.seed, 1)
         assert config.loss.vgg_weights is not None
         self.features = vgg.load(config.loss.vgg_weights, config.loss.feature_layer, config.loss.vgg_sha256).to(device)
         betas = config.train.beta1, config.train.beta2

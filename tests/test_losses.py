@@ -101,6 +101,21 @@ def test_terms_and_their_gradients(term):
         assert tensor.grad.numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("values", [1, 2 * IMAGES[0][0].size])
+def test_large_maps_are_compared_some_samples_at_a_time(values, monkeypatch):
+    tensors = [torch.tensor(array, dtype=torch.bfloat16).repeat(3, 1, 1, 1).requires_grad_() for array in IMAGES]
+    whole = losses.feature(*tensors)
+    whole.backward()
+    expected = [tensor.grad.clone() for tensor in tensors]
+    monkeypatch.setattr(losses, "_CHUNK_VALUES", values)
+    for tensor in tensors:
+        tensor.grad = None
+    parts = losses.feature(*tensors)
+    parts.backward()
+    assert torch.allclose(parts, whole)
+    assert all(torch.equal(tensor.grad, right) for tensor, right in zip(tensors, expected, strict=True))
+
+
 @pytest.mark.parametrize("term", TERMS)
 def test_terms_are_means_over_the_batch(term):
     """So their weights do not depend on the batch size, and microbatches may be added up."""

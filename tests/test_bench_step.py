@@ -1,0 +1,94 @@
+"""The scripts that measure a step: both ways of doing it give the same results, and the tables say what was asked.
+
+Run: pytest tests/test_bench_step.py
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from bench_step import VARIANTS, Plain, random_batch, random_features, settings_of
+from conftest import ROOT
+
+from autopainter.trainer import SCALARS
+
+SMALL = ["model.generator_width=4", "model.discriminator_width=4"]
+
+
+def script(name, *arguments):
+    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("plain", "compile")])
+def test_every_variant_does_what_the_plain_one_does(name, tmp_path):
+    """With the plain one's norm and no dropout; bfloat16 to its precision. Compiled steps are in test_trainer.py."""
+    options = argparse.Namespace(size=32, microbatch=2, batch=None, set=[])
+    same = {"model.norm": "group", "model.dropout": 0} | (
+        {"train.precision": "float32"} if "bfloat16" not in name else {}
+    )
+    options.set = [*SMALL, *(f"{field}={value}" for field, value in same.items())]
+    features = random_features(tmp_path, "relu2_2")
+    chosen = settings_of(VARIANTS[name], options, features)
+    plain = Plain(settings_of(VARIANTS["plain"], options, features), torch.device("cpu"))
+    ours = VARIANTS[name].step(chosen, torch.device("cpu"))
+    for step in range(3):
+        expected = plain.step(step, random_batch(chosen, step))
+        scalars = dict(zip(SCALARS, ours.step(step, random_batch(chosen, step)).tolist(), strict=False))
+        found = torch.tensor([scalars["discriminator/loss"], scalars["generator/loss"]])
+        assert torch.allclose(found, expected, rtol=0.02 if name == "bfloat16" else 1e-4), step
+
+
+def test_the_table_of_steps(tmp_path):
+    done = script(
+        "bench_step.py", "--size", 32, "--microbatch", 1, "--batch", 2, "--rounds", 2, "--steps", 1, "--threads", 1,
+        "--variants", "plain", "bfloat16", "--json", tmp_path / "out.json", *(part for text in SMALL for part in ("--set", text)),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    head, *rows = done.stdout.splitlines()
+    assert "32 px, 2 images a step, 1 at once" in head
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row.startswith("| ")][2:]
+    assert [row[0] for row in cells] == ["pix2pix's recipe", "+ bfloat16: **the default**"]
+    assert cells[0][2] == "1.00"
+    measured = json.loads((tmp_path / "out.json").read_text())
+    assert {name: len(turns) for name, turns in measured["turns"].items()} == {"plain": 2, "bfloat16": 2}
+    assert float(cells[1][1].split()[0]) == pytest.approx(
+        2 / (sum(seconds for seconds, _ in measured["turns"]["bfloat16"]) / 2), rel=0.5
+    )
+    assert measured["flops"] > 1e6
+
+
+def test_a_device_that_is_not_there_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = script("bench_step.py", "--device", "cuda")
+    assert done.returncode == 2
+    assert done.stderr == "bench_step: --device cuda: torch finds no GPU here\n"
+
+
+def test_the_table_of_memory():
+    done = script("memory_table.py", "--size", 128)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in done.stdout.splitlines()]
+    assert [row[0] for row in rows[2:]] == ["none", "outer", "all"]
+    largest = [[int(number) for number in row[-1].split(" / ")] for row in rows[2:]]
+    for cards in zip(*largest, strict=True):
+        assert cards[0] < cards[1] < cards[2]
+    assert all(numbers == sorted(numbers) and numbers[0] > 0 for numbers in largest)
+
+
+def test_what_is_alive_is_counted_as_it_comes_and_goes():
+    from memory_table import Alive
+
+    with Alive() as alive:
+        first = torch.ones(1000)
+        assert alive.bytes == 4000
+        view, second = first[:10], first * 2
+        assert (alive.bytes, alive.peak_bytes) == (8000, 8000)
+        del first
+        assert alive.bytes == 8000  # the view needs it
+        del view, second
+        assert (alive.bytes, alive.peak_bytes) == (0, 8000)
