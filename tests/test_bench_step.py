@@ -45,7 +45,7 @@ def test_every_variant_does_what_the_plain_one_does(name, tmp_path):
 def test_the_table_of_steps(tmp_path):
     done = script(
         "bench_step.py", "--size", 32, "--microbatch", 1, "--batch", 2, "--rounds", 2, "--steps", 1, "--threads", 1,
-        "--variants", "plain", "bfloat16", "--json", tmp_path / "out.json", *(part for text in SMALL for part in ("--set", text)),
+        "--variants", "plain", "bfloat16", "--json", tmp_path / "out.json", "--set", SMALL[0], "--set", SMALL[1],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     head, *rows = done.stdout.splitlines()
