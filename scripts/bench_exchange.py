@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from bench_step import random_batch, random_features
 from measuring import cpu
+from torch.multiprocessing.spawn import spawn
 
 from autopainter import config as configuration
 from autopainter.config import Config
@@ -98,7 +98,7 @@ def main() -> int:
                 "data.image_size": options.size, "train.global_batch": options.images * world, **features,
             }  # fmt: skip
             settings = [*(f"{name}={value}" for name, value in fields.items()), *options.set]
-            torch.multiprocessing.spawn(work, (world, folder, settings, options.rounds), nprocs=world)
+            spawn(work, (world, folder, settings, options.rounds), nprocs=world)
             found = json.loads(Path(folder, f"{world}.json").read_text())
         for way, measured in found.items():
             seconds, waited, sent = (statistics.median(column) for column in zip(*measured, strict=True))
