@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from ray._private import services
 
 from autopainter.errors import StorageError, UserError
 
@@ -26,20 +27,37 @@ def connect(needed_cpus: float) -> None:
         UserError: it cannot be reached.
     """
     address = os.environ.get("RAY_ADDRESS", "")
-    host, colon, port = address.rpartition(":")
-    hint = ""
+    # The last `ray start` on this machine has left its address in a file, which outlives a cluster that is killed.
+    found = services.find_bootstrap_address(None) if address in ("", "auto") else address
+    hint, where = "", None
     try:
-        if colon and port.isdigit() and "/" not in host:
-            # Ray itself tries for minutes before it says that nobody is there.
-            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-            hint = f"; something listens there: is it Ray {ray.__version__}, and RAY_AUTH_TOKEN its token?"
-        ray.init(logging_level=logging.WARNING)
+        try:
+            hint = _try(found or "")
+        except OSError:
+            if address:
+                raise
+            log.info("the Ray cluster that ran on this machine, at %s, is gone: starting one", found)
+            where = "local"
+        ray.init(where, logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"RAY_ADDRESS: no Ray cluster answers at {address or 'this machine'}: {reason}{hint}") from None
     there = ray.cluster_resources().get("CPU", 0)
     if needed_cpus > there:
         log.warning("%g CPU cores are needed and the cluster has %g: waiting until it has more", needed_cpus, there)
+
+
+def _try(address: str) -> str:
+    """Connect to HOST:PORT, because Ray itself tries for minutes before it says that nobody is there.
+
+    Returns:
+        What may be wrong if Ray does not get an answer there.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or "/" in host:
+        return ""
+    socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    return f"; something listens there: is it Ray {ray.__version__}, and RAY_AUTH_TOKEN its token?"
 
 
 def run_tasks(

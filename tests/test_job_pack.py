@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,24 @@ def test_what_the_user_must_mend_is_one_line(many):
     )  # fmt: skip
     assert unreachable.returncode == 2
     assert "RAY_ADDRESS" in unreachable.stderr.splitlines()[-1]
+
+
+def test_a_cluster_that_is_gone_is_not_waited_for(pictures, s3_uri):
+    """A cluster that was killed leaves its address on the machine, and Ray tries for minutes to reach it."""
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:  # short: Ray's sockets lie in it
+        left = Path(folder, "ray/ray_current_cluster")
+        left.parent.mkdir()
+        left.write_text("127.0.0.1:9")
+        env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder}
+        done = subprocess.run(
+            command(str(pictures), s3_uri), cwd=ROOT, text=True, capture_output=True, timeout=300, env=env
+        )
+        assert done.returncode == 0, done.stderr
+        assert "the Ray cluster that ran on this machine, at 127.0.0.1:9, is gone: starting one" in done.stderr
+        assert storage.open_store(s3_uri).size("manifest.json")
+        asked = subprocess.run(
+            command(str(pictures), f"{s3_uri}-again"), cwd=ROOT, text=True, capture_output=True, timeout=120,
+            env=env | {"RAY_ADDRESS": "auto"},
+        )  # fmt: skip
+        assert asked.returncode == 2
+        assert "RAY_ADDRESS: no Ray cluster answers at auto" in asked.stderr
