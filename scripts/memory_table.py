@@ -1,6 +1,7 @@
 """How much memory does a step take, for each setting of activation checkpointing and each microbatch?
 
-Computed, on any machine: a step is done with tensors that have shapes but no numbers, and what is alive at once is
+On a GPU it is measured, and the largest microbatch is one that a step was done with in no more than so much memory.
+Without one it is computed: a step is done with tensors that have shapes but no numbers, and what is alive at once is
 added up: weights, optimisers, average, gradients, and what the backward passes need. A GPU takes more: its context,
 the workspaces of its convolutions, and what its allocator cannot use. --reserve sets that aside.
 
@@ -64,7 +65,7 @@ class _Shapes(Trainer):
         """Tensors without numbers are everywhere, and their memory order takes no memory."""
 
 
-def peak_bytes(config: Config) -> int:
+def computed_bytes(config: Config) -> int:
     """The most that is alive in a step of a worker."""
     with FakeTensorMode(allow_non_fake_inputs=True), Alive() as alive:
         trainer = _Shapes(config, torch.device("cpu"))
@@ -76,35 +77,71 @@ def peak_bytes(config: Config) -> int:
     return alive.peak_bytes
 
 
+def measured_bytes(config: Config) -> int:
+    """The most that a GPU's allocator held in a step of a worker."""
+    torch.cuda.empty_cache()
+    trainer, batch = Trainer(config, torch.device("cuda")), random_batch(config, 0)
+    for step in range(2):
+        torch.cuda.reset_peak_memory_stats()
+        trainer.step(step, batch)
+    return torch.cuda.max_memory_allocated()
+
+
+def fits(config: Config, limit_bytes: float) -> bool:
+    """Whether a GPU does a step in so much memory."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(limit_bytes / total, 1.0))
+    try:
+        measured_bytes(config)
+        return True
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def main() -> int:
-    """Compute, print the tables."""
+    """Compute or measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda measures; cpu computes.")
     parser.add_argument("--size", type=int, default=512, help="Edge of the images in pixels.")
     parser.add_argument("--reserve", type=float, default=1.0, help="GiB of a card that are not for tensors.")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="As in training.")
     options = parser.parse_args()
+    gpu = options.device == "cuda"
+    if gpu and not torch.cuda.is_available():
+        print("memory_table: --device cuda: torch finds no GPU here", file=sys.stderr)
+        return 2
+    needed = measured_bytes if gpu else computed_bytes
     with tempfile.TemporaryDirectory() as folder:
         features = random_features(Path(folder), "relu2_2")
 
-        def needed(recompute: str, microbatch: int) -> int:
+        def config(recompute: str, microbatch: int) -> Config:
             fields = {
                 "run.name": "memory", "run.storage": "unused", "data.manifest": "unused", "train.steps": 2,
                 "data.image_size": options.size, "train.global_batch": microbatch,
                 "train.activation_checkpointing": recompute, **features,
             }  # fmt: skip
             settings = [*(f"{name}={value}" for name, value in fields.items()), *options.set]
-            return peak_bytes(configuration.load(None, settings, environment={}))
+            return configuration.load(None, settings, environment={})
 
-        found = {recompute: [needed(recompute, count) for count in _SAMPLES] for recompute in RECOMPUTE}
-    heads = [f"{count} image{'s' * (count > 1)}, GiB" for count in _SAMPLES] + ["each more, GiB"]
-    print(f"| recomputed | {' | '.join(heads)} | largest microbatch in {' / '.join(map(str, CARDS))} GiB |")
-    print(f"| --- |{' ---: |' * len(heads)} --- |")
-    for recompute, peaks in found.items():
-        more = (peaks[-1] - peaks[-2]) / (_SAMPLES[-1] - _SAMPLES[-2])
-        base = peaks[-1] - more * _SAMPLES[-1]
-        largest = [max(int(((card - options.reserve) * GIB - base) / more), 0) for card in CARDS]
-        row = [recompute, *(f"{peak / GIB:.2f}" for peak in peaks), f"{more / GIB:.2f}", " / ".join(map(str, largest))]
-        print(f"| {' | '.join(row)} |")
+        print(f"{'measured on ' + torch.cuda.get_device_name() if gpu else 'computed'}; {options.size} px\n")
+        heads = [f"{count} image{'s' * (count > 1)}, GiB" for count in _SAMPLES] + ["each more, GiB"]
+        print(f"| recomputed | {' | '.join(heads)} | largest microbatch in {' / '.join(map(str, CARDS))} GiB |")
+        print(f"| --- |{' ---: |' * len(heads)} --- |")
+        for recompute in RECOMPUTE:
+            peaks = [needed(config(recompute, count)) for count in _SAMPLES]
+            more = (peaks[-1] - peaks[-2]) / (_SAMPLES[-1] - _SAMPLES[-2])
+            base = peaks[-1] - more * _SAMPLES[-1]
+            largest = []
+            for card in CARDS:
+                limit = (card - options.reserve) * GIB
+                count = max(int((limit - base) / more), 0)
+                while gpu and count and not fits(config(recompute, count), limit):
+                    count = count * 19 // 20
+                largest.append(count)
+            sizes = [f"{peak / GIB:.2f}" for peak in peaks] + [f"{more / GIB:.2f}"]
+            print(f"| {recompute} | {' | '.join(sizes)} | {' / '.join(map(str, largest))} |", flush=True)
     return 0
 
 

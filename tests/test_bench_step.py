@@ -5,6 +5,8 @@ Run: pytest tests/test_bench_step.py
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -61,18 +63,32 @@ def test_the_table_of_steps(tmp_path):
     assert measured["flops"] > 1e6
 
 
-def test_a_device_that_is_not_there_is_refused():
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    done = script("bench_step.py", "--device", "cuda")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["bench_step", "memory_table"])
+def test_a_device_that_is_not_there_is_refused(name):
+    done = script(f"{name}.py", "--device", "cuda")
     assert done.returncode == 2
-    assert done.stderr == "bench_step: --device cuda: torch finds no GPU here\n"
+    assert done.stderr == f"{name}: --device cuda: torch finds no GPU here\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_session_says_what_it_would_do(tmp_path):
+    done = subprocess.run(
+        ["bash", ROOT / "scripts/gpu_session.sh", "--folder", tmp_path / "session"], text=True, capture_output=True,
+        env=os.environ | {"PYTHON": sys.executable},
+    )  # fmt: skip
+    assert done.returncode == 3
+    parts = re.findall(r"^  (\w+), at most (\d+) s$", done.stderr, re.MULTILINE)
+    assert [name for name, _ in parts] == ["correctness", "step", "memory", "training", "out_of_memory"]
+    assert sum(int(seconds) for _, seconds in parts) <= 25 * 60
+    assert not (tmp_path / "session").exists()
 
 
 def test_the_table_of_memory():
     done = script("memory_table.py", "--size", 128)
     assert done.returncode == 0, done.stderr
-    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in done.stdout.splitlines()]
+    assert done.stdout.startswith("computed; 128 px\n\n| recomputed |")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in done.stdout.splitlines()[2:]]
     assert [row[0] for row in rows[2:]] == ["none", "outer", "all"]
     largest = [[int(number) for number in row[-1].split(" / ")] for row in rows[2:]]
     for cards in zip(*largest, strict=True):

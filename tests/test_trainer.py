@@ -30,7 +30,7 @@ SIZE = 32
 LEARNING_RATE = 2e-4
 
 
-def build(feature_weights, *overrides):
+def build(feature_weights, *overrides, device=CPU):
     path, sha256 = feature_weights
     settings = [
         "run.name=test", "run.storage=unused", "data.manifest=unused", f"data.image_size={SIZE}",
@@ -39,7 +39,7 @@ def build(feature_weights, *overrides):
         f"train.learning_rate={LEARNING_RATE}",
         "loss.tv_weight=0.1",  # what is painted first is nearly flat, where this term turns rounding errors into slopes
     ]  # fmt: skip
-    return Trainer(config.load(None, [*settings, *overrides], environment={}), CPU)
+    return Trainer(config.load(None, [*settings, *overrides], environment={}), device)
 
 
 @pytest.fixture
