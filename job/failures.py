@@ -12,6 +12,10 @@ from autopainter.journal import Kind
 
 _FINAL = (UserError, Diverged, Superseded, CheckpointTooOld)
 _DEATHS = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.WorkerCrashedError)
+# How a worker hears that another one is gone, if Ray asks it before it has missed that one.
+_PEER_LOST = re.compile(
+    r"gloo/transport/\S+ .*?(closed by peer|reset by peer|Broken pipe)|ncclRemoteError", re.IGNORECASE | re.DOTALL
+)
 _HANG = re.compile(r"timed? ?out|watchdog", re.IGNORECASE)
 _TEXT = 200  # characters of one worker's cause
 
@@ -39,7 +43,7 @@ class Failure:
 def explain(error: BaseException) -> Failure:
     """The failure behind an error of Ray Train's ``fit``."""
     causes = dict(_causes(error))
-    kinds = {_kind(cause) for cause in causes.values()}
+    kinds = {_kind(cause) for cause in causes.values() if not _PEER_LOST.search(str(cause))} or {"killed"}
     text = "; ".join(f"{where}{type(cause).__name__}: {_line(cause)}" for where, cause in sorted(causes.items()))
     monitor = any(isinstance(cause, ray.exceptions.OutOfMemoryError) for cause in causes.values())
     return Failure(next(kind for kind in _TELLING if kind in kinds), text, monitor)
