@@ -302,6 +302,16 @@ def test_blocks_show_the_blurred_target():
     assert covered > 60 * 9
 
 
+def test_a_wide_blur_is_close_to_a_gaussian():
+    for seed in range(10):
+        color, sketch = cartoon(seed, 512)
+        hint = draw(Hints(unhinted=0, max_strokes=0), seed, color, sketch)[2]
+        inside = hint[..., 3] == 1
+        difference = np.abs(hint[inside][:, :3].astype(int) - blurred(color)[inside])
+        assert difference.mean() < 2
+        assert difference.max() < 40  # grey levels, across an edge
+
+
 def test_blocks_are_square_and_of_one_colour_along_their_diagonal():
     seen = 0
     for seed in range(80):
@@ -333,7 +343,8 @@ def test_a_stroke_has_one_colour_which_the_target_has_where_it_begins(size):
         colors = np.unique(hint[inside][:, :3], axis=0)
         assert len(colors) == 1
         soft = blurred(color)
-        begins = inside & (color.min(axis=2) < 245) & (sketch > 230) & (soft == colors[0]).all(axis=2)
+        same = np.abs(soft.astype(int) - colors[0]).max(axis=2) <= (0 if size == 64 else 24)  # a wide blur is near it
+        begins = inside & (color.min(axis=2) < 245) & (sketch > 230) & same
         assert begins.any()
         near.append((np.abs(colors[0].astype(int) - color[inside]).mean(axis=1) < 15).mean())
         assert np.count_nonzero(inside) <= (120 + 16) * 16 * (size / 512) ** 2 * 1.5 + 9
