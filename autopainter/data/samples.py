@@ -104,7 +104,8 @@ def training_sample(
         if recolor.random() < config.hints.recolored:
             degrees = recolor.uniform(0, 360)
             color = turn_hues(color, degrees)
-            hint[..., :3] = turn_hues(np.ascontiguousarray(hint[..., :3]), degrees)
+            inside = hint[..., 3] > 0  # a small part of the image
+            hint[inside, :3] = turn_hues(hint[inside, None, :3], degrees)[:, 0]
     _write(out, color, sketch, hint, seeding.key(seed, Use.DROPOUT, position))
 
 
