@@ -29,5 +29,8 @@ def forward_as(form: logs.Format) -> None:
 
 def _forward(data: Mapping[str, Any], ignore_prefix: bool) -> None:
     about = {"pid": data.get("pid"), "ip": data.get("ip"), "process": data.get("actor_name") or "ray"}
-    for line in (line for text in data["lines"] for line in text.splitlines()):
+    texts = data["lines"]
+    if about["pid"] == "autoscaler":  # of its whole log, a table every five seconds, only what happened
+        texts = ray._private.worker.filter_autoscaler_events(texts)
+    for line in (line for text in texts for line in text.splitlines()):
         sys.stderr.write(f"{logs.as_json(line, **about)}\n")  # whole, because other threads log too

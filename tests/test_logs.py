@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray._private.worker
 from conftest import JobSettings
 from driving import JOB, STEPS, Driver
 from services import RayCluster
 
 from autopainter import logs
 from autopainter.progress import TrainingProgress
+from job.logs import forward_as
 
 PROGRESS = TrainingProgress(
     attempt=1, step=50, steps=3000, images_per_second=57.04, data_wait=0.012, generator_loss=12.7, pixel_loss=0.11,
@@ -112,3 +114,16 @@ def test_the_drivers_json_has_the_workers_lines_too(ray: RayCluster, job_setting
     assert steps(log) == list(range(1, STEPS + 1))
     (saved,) = [record for record in log if record["message"] == f"checkpoint of step {STEPS} saved"]
     assert {"time", "level", "logger", "pid", "ip", "process"} <= saved.keys()
+
+
+def test_of_the_autoscaler_only_what_happened_is_forwarded(monkeypatch, capsys):
+    monkeypatch.setattr(ray._private.worker, "print_to_stdstream", ray._private.worker.print_to_stdstream)
+    monkeypatch.setattr("ray.autoscaler.v2.utils.is_autoscaler_v2", lambda: False)  # it asks the cluster
+    forward_as("json")
+    lines = ["======== Autoscaler status ========", ":event_summary:Adding 1 node(s) of type gpu."]
+    for pid, said in (("autoscaler", lines[1:]), ("7", lines)):
+        ray._private.worker.print_to_stdstream({"pid": pid, "ip": "h", "lines": lines, "is_err": False}, False)
+        messages = [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()]
+        assert [message for message in messages if "Tip" not in message] == [
+            line.removeprefix(":event_summary:") if pid == "autoscaler" else line for line in said
+        ]
