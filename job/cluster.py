@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 import ray.exceptions
+from ray._common.utils import reset_ray_address
 from ray._private import services
 
 from autopainter.errors import StorageError, UserError
@@ -29,7 +30,7 @@ def connect(needed_cpus: float) -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     # The last `ray start` on this machine has left its address in a file, which outlives a cluster that is killed.
     found = services.find_bootstrap_address(None) if address in ("", "auto") else address
-    hint, where = "", None
+    hint = ""
     try:
         try:
             hint = _try(found or "")
@@ -37,8 +38,8 @@ def connect(needed_cpus: float) -> None:
             if address:
                 raise
             log.info("the Ray cluster that ran on this machine, at %s, is gone: starting one", found)
-            where = "local"
-        ray.init(where, logging_level=logging.WARNING)
+            reset_ray_address()  # as `ray stop` does: Ray's own actors would look for the cluster there too
+        ray.init(logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"RAY_ADDRESS: no Ray cluster answers at {address or 'this machine'}: {reason}{hint}") from None

@@ -118,6 +118,8 @@ def test_a_cluster_that_is_gone_is_not_waited_for(pictures, s3_uri):
         )
         assert done.returncode == 0, done.stderr
         assert "the Ray cluster that ran on this machine, at 127.0.0.1:9, is gone: starting one" in done.stderr
+        assert not left.exists()
+        left.write_text("127.0.0.1:9")
         assert storage.open_store(s3_uri).size("manifest.json")
         asked = subprocess.run(
             command(str(pictures), f"{s3_uri}-again"), cwd=ROOT, text=True, capture_output=True, timeout=120,
