@@ -108,3 +108,37 @@ def test_what_is_alive_is_counted_as_it_comes_and_goes():
         assert alive.bytes == 8000  # the view needs it
         del view, second
         assert (alive.bytes, alive.peak_bytes) == (0, 8000)
+
+
+def test_the_table_of_the_exchange():
+    done = script(
+        "bench_exchange.py",
+        "--ranks",
+        2,
+        "--size",
+        32,
+        "--images",
+        1,
+        "--rounds",
+        1,
+        "--set",
+        SMALL[0],
+        "--set",
+        SMALL[1],
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in done.stdout.splitlines()[4:]]
+    assert [row[:2] for row in rows] == [
+        ["2", "in buckets, during the backward pass"], ["2", "at once, after it"]
+    ]  # fmt: skip
+    assert rows[0][2] == rows[1][2]  # as much is sent either way
+    assert all(float(row[4]) <= float(row[3]) for row in rows)
+
+
+def test_the_tables_of_the_loader():
+    done = script("bench_loader.py", "--images", 24, "--size", 64, "--rounds", 1)
+    assert done.returncode == 0, done.stderr
+    costs = dict(re.findall(r"^\| ([a-z, ]+) \| (\d+\.\d+) \|$", done.stdout, re.MULTILINE))
+    whole = float(costs.pop("all of them"))
+    assert 0 < whole <= 2 * float(costs.pop("the stream, its threads included")) + 1
+    assert sum(map(float, costs.values())) == pytest.approx(whole, abs=0.05)
