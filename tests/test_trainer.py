@@ -325,10 +325,8 @@ def test_bfloat16_is_for_the_networks_alone(make, microbatch):
     assert F.cosine_similarity(*gradients, dim=0) > 0.99
 
 
-@pytest.mark.parametrize("adversarial", ["gan", "wgan-gp"])
-def test_compiled_networks_do_the_same(make, adversarial):
-    settings = f"loss.adversarial={adversarial}", "train.microbatch=2", "train.activation_checkpointing=outer"
-    eager, compiled = make(*settings), make(*settings, "train.compile=true")
+def test_compiled_networks_do_the_same(make):
+    eager, compiled = make(), make("train.compile=true")
     assert torch.allclose(run(compiled, range(2)), run(eager, range(2)), rtol=1e-4, atol=1e-6)
     assert_same(compiled.state(), eager.state(), without_influence(eager))
 
