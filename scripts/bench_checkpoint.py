@@ -31,10 +31,9 @@ import boto3
 import botocore.config
 import click
 import torch
-from measuring import cpu
+from measuring import bench_config, cpu
 from services import RayCluster, SeaweedFS, ServiceError, child_env
 
-from autopainter import config as configuration
 from autopainter.checkpoint import CheckpointWriter, Retention, Tensors, begin_attempt
 from autopainter.data.stream import Batch
 from autopainter.models.unet import levels_for
@@ -223,11 +222,10 @@ class Training:
 
     def __init__(self, spec: Spec) -> None:
         self.device = torch.device(spec.device)
-        config = configuration.load(None, [
-            "run.name=bench", "run.storage=unused", "data.manifest=unused", f"data.image_size={spec.size}",
-            f"model.generator_width={spec.width}", f"model.discriminator_width={spec.width}",
-            "train.steps=1", "train.global_batch=1", "loss.feature_weight=0",
-        ], environment={})  # fmt: skip
+        config = bench_config({
+            "data.image_size": spec.size, "model.generator_width": spec.width, "model.discriminator_width": spec.width,
+            "train.global_batch": 1, "loss.feature_weight": 0,
+        })  # fmt: skip
         self.trainer = Trainer(config, self.device)
         edge = 1 << levels_for(spec.size)  # the innermost map is 1x1; the state does not depend on it
         draw = torch.Generator().manual_seed(0)

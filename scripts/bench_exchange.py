@@ -19,10 +19,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from bench_step import random_batch, random_features
-from measuring import cpu
+from measuring import bench_config, cpu
 from torch.multiprocessing.spawn import spawn
 
-from autopainter import config as configuration
 from autopainter.config import Config
 from autopainter.parallel import GradientBuffer
 from autopainter.trainer import Trainer
@@ -43,14 +42,13 @@ class Watched(GradientBuffer):
         Watched.sent_bytes += self._flat.nbytes
 
 
-def work(rank: int, world: int, folder: str, settings: list[str], rounds: int) -> None:
+def work(rank: int, world: int, folder: str, config: Config, rounds: int) -> None:
     """One rank; the first one writes what it measured."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous-{world}", rank=rank, world_size=world,
         timeout=datetime.timedelta(seconds=600),
     )  # fmt: skip
-    config = configuration.load(None, settings, environment={})
     trainers = {way: watched(config, bucket_bytes) for way, bucket_bytes in WAYS.items()}
     batch = random_batch(config, 0)
     share = batch.part(slice(rank, None, world))
@@ -94,11 +92,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             features = random_features(Path(folder), "relu2_2")
             fields = {
-                "run.name": "exchange", "run.storage": "unused", "data.manifest": "unused", "train.steps": 1,
                 "data.image_size": options.size, "train.global_batch": options.images * world, **features,
             }  # fmt: skip
-            settings = [*(f"{name}={value}" for name, value in fields.items()), *options.set]
-            spawn(work, (world, folder, settings, options.rounds), nprocs=world)
+            spawn(work, (world, folder, bench_config(fields, options.set), options.rounds), nprocs=world)
             found = json.loads(Path(folder, f"{world}.json").read_text())
         for way, measured in found.items():
             seconds, waited, sent = (statistics.median(column) for column in zip(*measured, strict=True))

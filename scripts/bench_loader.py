@@ -20,10 +20,9 @@ import cv2
 import numpy as np
 import torch
 from bench_pack import write_scenes
-from measuring import cpu
+from measuring import bench_config, cpu
 from numpy.typing import NDArray
 
-from autopainter import config as configuration
 from autopainter import seeding
 from autopainter.config import Config
 from autopainter.data import hints, manifest, pack, samples
@@ -107,11 +106,7 @@ def main() -> int:
         write_scenes(Path(folder), 0, options.images, options.size)
         pack.pack(ColorImages(folder, size=options.size), f"{folder}/data", pack.PackOptions(), workers=1)
         data = manifest.load(f"{folder}/data/manifest.json")
-        settings = [
-            "run.name=bench", "run.storage=unused", "data.manifest=unused", "train.steps=1", "loss.feature_weight=0",
-            f"data.image_size={options.size}", f"train.global_batch={BATCH}",
-        ]  # fmt: skip
-        config = configuration.load(None, settings, environment={})
+        config = bench_config({"loss.feature_weight": 0, "data.image_size": options.size, "train.global_batch": BATCH})
         shares, pairs = stages(data, config, options.rounds)
         total = whole(data, config, options.rounds * options.images // BATCH)
         stored = sum(chunk.stop - chunk.start for _, chunk in Split(data, "train", config).chunks)

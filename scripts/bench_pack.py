@@ -18,10 +18,9 @@ from typing import Any
 import click
 import cv2
 import numpy as np
-from measuring import MemoryWatch, cpu
+from measuring import MemoryWatch, bench_config, cpu
 from services import SeaweedFS
 
-from autopainter import config as configuration
 from autopainter.data import manifest, pack, pictures
 from autopainter.data.sketch import xdog
 from autopainter.data.sources import ColorImages, MatchedFolders, OpenMoji, SideBySide, Source
@@ -155,10 +154,10 @@ def large(images: int, size: int, batch: int, folder: Path | None) -> None:
             f" on {cores} cores ({cpu()})"
         )
         data = manifest.load(made.uri)
-        config = configuration.load(None, [
-            "run.name=bench", "run.storage=unused", f"data.manifest={made.uri}", f"data.image_size={size}",
-            f"train.global_batch={batch}", "train.steps=1", "loss.feature_weight=0", f"data.decode_threads={cores}",
-        ], environment={})  # fmt: skip
+        config = bench_config({
+            "data.manifest": made.uri, "data.image_size": size, "train.global_batch": batch,
+            "loss.feature_weight": 0, "data.decode_threads": cores,
+        })  # fmt: skip
         stream = TrainingStream(data, config, 0, 1, 0)
         steps = made.samples["train"] // batch
         seconds, keys = timed("streaming", lambda: {key for _ in range(steps) for key in next(stream).keys}, server.pid)

@@ -27,11 +27,10 @@ from typing import Any, NamedTuple
 import psutil
 import safetensors.torch
 import torch
-from measuring import cpu
+from measuring import bench_config, cpu
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autopainter import config as configuration
 from autopainter import losses
 from autopainter.config import Config, FeatureLayer
 from autopainter.data.stream import Batch
@@ -155,12 +154,10 @@ VARIANTS = {
 def settings_of(variant: Variant, options: argparse.Namespace, features: Mapping[str, str]) -> Config:
     """The configuration of a variant."""
     fields = {
-        "run.name": "bench", "run.storage": "unused", "data.manifest": "unused", "data.image_size": options.size,
-        "train.steps": 1, "train.global_batch": options.batch or options.microbatch,
+        "data.image_size": options.size, "train.global_batch": options.batch or options.microbatch,
         "train.microbatch": options.microbatch, **features, **variant.settings,
     }  # fmt: skip
-    given = dict(text.split("=", 1) for text in options.set)
-    return configuration.load(None, [f"{name}={value}" for name, value in (fields | given).items()], environment={})
+    return bench_config(fields, options.set)
 
 
 def random_features(folder: Path, layer: FeatureLayer) -> dict[str, str]:

@@ -1,11 +1,15 @@
-"""What the scripts share: memory of a process tree over time, and the machine that it ran on."""
+"""What the scripts share: memory of a process tree over time, the machine, a configuration for benchmarks."""
 
 import contextlib
 import os
 import platform
 import re
 import threading
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from autopainter import config as configuration
+from autopainter.config import Config
 
 MEMORY_SECONDS = 0.2
 
@@ -75,3 +79,14 @@ def cpu_precision() -> str:
     path = Path("/proc/cpuinfo")
     flags = path.read_text() if path.exists() else ""
     return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
+
+
+def bench_config(fields: Mapping[str, object], given: Iterable[str] = ()) -> Config:
+    """A configuration by dotted field names; what nothing is written to or read from has names of no use.
+
+    Args:
+        given: FIELD=VALUE of the command line, which win.
+    """
+    unused = {"run.name": "bench", "run.storage": "unused", "data.manifest": "unused", "train.steps": 2}
+    settings = [f"{name}={value}" for name, value in (unused | dict(fields)).items()]
+    return configuration.load(None, [*settings, *given], environment={})

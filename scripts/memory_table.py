@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from bench_step import random_batch, random_features
+from measuring import bench_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from autopainter import config as configuration
 from autopainter.config import Config
 from autopainter.trainer import Trainer
 
@@ -118,12 +118,10 @@ def main() -> int:
 
         def config(recompute: str, microbatch: int) -> Config:
             fields = {
-                "run.name": "memory", "run.storage": "unused", "data.manifest": "unused", "train.steps": 2,
                 "data.image_size": options.size, "train.global_batch": microbatch,
                 "train.activation_checkpointing": recompute, **features,
             }  # fmt: skip
-            settings = [*(f"{name}={value}" for name, value in fields.items()), *options.set]
-            return configuration.load(None, settings, environment={})
+            return bench_config(fields, options.set)
 
         print(f"{'measured on ' + torch.cuda.get_device_name() if gpu else 'computed'}; {options.size} px\n")
         heads = [f"{count} image{'s' * (count > 1)}, GiB" for count in _SAMPLES] + ["each more, GiB"]
