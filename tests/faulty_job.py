@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
+import psutil  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
@@ -44,7 +45,8 @@ def strike(fault: str, folder: str, painted: torch.Tensor) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     if fault == "host memory" and rank == 1 and once(folder, fault):
         taken = []
-        while len(taken) < 64:  # at most 4 GiB; Ray's monitor ends this process before
+        enough = psutil.virtual_memory().available // 4
+        while psutil.virtual_memory().available > enough:  # Ray's monitor ends this process before
             taken.append(bytearray(b"x") * (64 << 20))
             time.sleep(0.05)
         time.sleep(60)
