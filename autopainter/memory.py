@@ -17,6 +17,7 @@ import os
 import re
 import tempfile
 import time
+import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,16 +28,15 @@ import torch
 
 from autopainter import journal
 from autopainter.cgroup import Groups
-from autopainter.config import Config
+from autopainter.config import Config, Recompute
 from autopainter.errors import UserError
 from autopainter.storage import Store
 
 log = logging.getLogger(__name__)
 
-Recompute = Literal["none", "outer", "all"]
 Kind = Literal["gpu", "host"]
 
-_RECOMPUTE: tuple[Recompute, ...] = ("none", "outer", "all")
+_RECOMPUTE: tuple[Recompute, ...] = typing.get_args(Recompute)  # each takes less memory than the one before
 _ALLOCATION_FAILED = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory", re.IGNORECASE)
 _HOST_LEVELS = 6  # after so many halvings everything is at its least
 _HOST_KNOBS = {"prefetch_batches": 1, "fetch_ahead_batches": 0, "fetch_threads": 1, "decode_threads": 1}  # and that

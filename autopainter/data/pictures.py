@@ -12,7 +12,7 @@ import PIL.ImageOps
 from numpy.typing import NDArray
 
 from autopainter import storage
-from autopainter.errors import UserError
+from autopainter.errors import UserError, one_line
 from autopainter.uri import split
 
 Image = NDArray[np.uint8]
@@ -81,7 +81,7 @@ def decode(data: bytes) -> Image:
     except (BrokenInput, MemoryError):
         raise
     except Exception as error:  # whatever a decoder makes of damaged bytes
-        raise _damaged(error) from error
+        raise BrokenInput(f"damaged: {one_line(error)}") from error
 
 
 def decode_stored(data: bytes, grey: bool) -> Image:
@@ -127,10 +127,6 @@ def check_pixels(data: bytes) -> None:
         raise BrokenInput("not an image") from None
 
 
-def _damaged(error: Exception) -> BrokenInput:
-    return BrokenInput(f"damaged: {' '.join(str(error).split()) or type(error).__name__}")
-
-
 def _open(data: bytes) -> PIL.Image.Image:
     """Read the header."""
     try:
@@ -142,7 +138,7 @@ def _open(data: bytes) -> PIL.Image.Image:
     except (PIL.UnidentifiedImageError, MemoryError):
         raise
     except Exception as error:
-        raise _damaged(error) from error
+        raise BrokenInput(f"damaged: {one_line(error)}") from error
     if image.width * image.height > MAX_PIXELS:
         raise BrokenInput(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
     return image
@@ -194,6 +190,13 @@ def resize(image: Image, width: int, height: int) -> Image:
         return image
     shrinks = image.shape[0] > height or image.shape[1] > width
     return cast(Image, cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC))
+
+
+def scaled(image: Image, longer: int) -> tuple[int, int]:
+    """Width and height of a picture whose longer edge becomes ``longer`` pixels."""
+    height, width = image.shape[:2]
+    scale = longer / max(height, width)
+    return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
 def squares(image: Image, size: int, fit: Fit) -> dict[str, Image]:
