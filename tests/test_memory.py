@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from services import free_ports
 
 from autopainter import checkpoint, config, journal, loop, losses, memory, storage, trainer
@@ -23,7 +24,6 @@ from autopainter.memory import GpuLadder, Rung
 from autopainter.storage import LocalStore
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parent.parent
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 import torch
-from scraping import Samples, check, collect, exposition, get, parse, until
+from scraping import Samples, check, collect, exposition, get, parse
 from services import HOST, free_ports
+from waiting import until
 
 from autopainter import config as configuration
 from autopainter import journal, loop, losses, parallel, storage
