@@ -1,6 +1,7 @@
 """Image files to pixels, and pictures of any shape to squares."""
 
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -34,6 +35,8 @@ MAX_PIXELS = 1 << 26
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "SUN")
 _PLAIN = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L"), ("PNG", "1"), ("WEBP", "RGB")}
 """Formats and modes that OpenCV decodes to the same pixels as Pillow, and faster."""
+_RADIANCE_SIZE = re.compile(rb"#\?.*?\n\n-Y (\d{1,9}) \+X (\d{1,9})\n", re.DOTALL)
+"""The header of a Radiance picture, with its height and width."""
 
 cv2.setNumThreads(1)  # pictures are decoded in parallel, none of them by itself
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # its warnings are lines beside ours
@@ -139,13 +142,19 @@ def _open(data: bytes) -> PIL.Image.Image:
         raise
     except Exception as error:
         raise BrokenInput(f"damaged: {one_line(error)}") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise BrokenInput(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
+    _check_count(image.width, image.height)
     return image
+
+
+def _check_count(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BrokenInput(f"{width} x {height} pixels; at most {MAX_PIXELS} are decoded")
 
 
 def _decode_rare(data: bytes) -> Image:
     """Formats that Pillow does not know; the bound on pixels is OPENCV_IO_MAX_IMAGE_PIXELS (see the package)."""
+    if found := _RADIANCE_SIZE.match(data):  # OpenCV leaves a temporary file of one that is too large
+        _check_count(width=int(found[2]), height=int(found[1]))
     try:
         image = (
             cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH) if data else None
