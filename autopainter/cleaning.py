@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from autopainter.data.pictures import Image
 
 LIGHT_EDGE = 512
 """Longer edge, in pixels, of the copy on which the light is measured: it changes slowly."""

@@ -1,6 +1,11 @@
 """The errors that a user meets: each message is one line that names what was wrong and what would be right."""
 
 
+def one_line(error: BaseException) -> str:
+    """An error's message in one line; of one without a message, the name of its class."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class UserError(ValueError):
     """Bad input: a field, a file or a place that the user has to change. The command line ends with exit code 2."""
 

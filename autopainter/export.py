@@ -5,7 +5,6 @@ dropout and norms left in training mode. So all of it is in the file: stored pix
 """
 
 import contextlib
-import importlib
 import io
 import json
 import logging
@@ -22,6 +21,7 @@ from torch.fx.experimental import _config as symbolic
 
 from autopainter import __version__, storage
 from autopainter.errors import UserError
+from autopainter.extras import need
 from autopainter.models.unet import UNet
 from autopainter.paint import Painter, Step
 from autopainter.pixels import network_input
@@ -102,7 +102,7 @@ def export(run_uri: str, step: Step | None, kind: Format, output: str) -> Export
         Mismatch: the program paints something else; nothing is written.
     """
     if kind == "onnx":
-        _need("onnxscript", "onnxruntime")
+        need("--format onnx", "export", "onnxscript", "onnxruntime")
     folder, name = split(output)
     if not name or Path(output).is_dir():
         raise UserError(f"--output: {output}: must be a file, not a folder")
@@ -147,15 +147,6 @@ def _random_pixels(batch: int, height: int, width: int) -> tuple[torch.Tensor, t
     pixels = torch.randint(0, 256, (batch, 5, height, width), generator=random, dtype=torch.uint8)
     pixels[:, 4] %= 2
     return pixels[:, :1], pixels[:, 1:]
-
-
-def _need(*packages: str) -> None:
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            install = "install it from the checkout: pip install -c constraints.txt '.[export]'"
-            raise UserError(f"{package}, which --format onnx needs, is missing; {install}") from None
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from autopainter import compiling, diverged, journal, memory, parallel, resume, storage
+from autopainter.cgroup import Groups
 from autopainter.config import Config
 from autopainter.data import manifest as manifests
 from autopainter.data.chunks import Split
@@ -127,7 +128,7 @@ class _Run:
 
     def __init__(self, config: Config, device: torch.device, run: Store, host: Host) -> None:
         world = parallel.world()
-        memory.note_kernel_kills(run, config, world)
+        memory.note_kernel_kills(run, config, world, Groups())
         self.config = memory.within_host(run, config, world)
         self.device, self.run, self.host = device, run, host
         self.manifest = manifests.load(config.data.manifest)

@@ -7,12 +7,12 @@ batch size.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-Adversarial = Literal["gan", "lsgan", "hinge", "wgan-gp"]
+from autopainter.config import Adversarial
 
 _CHUNK_VALUES = 1 << 23  # 32 MiB of float32: a sample of relu2_2 at 512 px
 _TV_EPSILON = 1e-8  # keeps the gradient of the square root finite on flat areas

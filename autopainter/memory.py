@@ -17,6 +17,7 @@ import os
 import re
 import tempfile
 import time
+import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,16 +27,16 @@ import psutil
 import torch
 
 from autopainter import journal
-from autopainter.config import Config
+from autopainter.cgroup import Groups
+from autopainter.config import Config, Recompute
 from autopainter.errors import UserError
 from autopainter.storage import Store
 
 log = logging.getLogger(__name__)
 
-Recompute = Literal["none", "outer", "all"]
 Kind = Literal["gpu", "host"]
 
-_RECOMPUTE: tuple[Recompute, ...] = ("none", "outer", "all")
+_RECOMPUTE: tuple[Recompute, ...] = typing.get_args(Recompute)  # each takes less memory than the one before
 _ALLOCATION_FAILED = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory", re.IGNORECASE)
 _HOST_LEVELS = 6  # after so many halvings everything is at its least
 _HOST_KNOBS = {"prefetch_batches": 1, "fetch_ahead_batches": 0, "fetch_threads": 1, "decode_threads": 1}  # and that
@@ -200,13 +201,13 @@ def _in_memory(path: Path) -> bool:
     return bool(mounts) and max(mounts, key=lambda part: len(part.mountpoint)).fstype in ("tmpfs", "ramfs")
 
 
-def note_kernel_kills(run: Store, config: Config, world: int, cgroup: Path = Path("/sys/fs/cgroup")) -> None:
+def note_kernel_kills(run: Store, config: Config, world: int, groups: Groups) -> None:
     """Record it if the kernel has killed a process of this container for memory since a worker of the run last looked.
 
     Ray sees only that a worker is gone. The kernel counts such kills for each container, and what a worker saw last is
     kept in a file of this machine for the next start of the run, until one ends in good order.
     """
-    now = _kernel_kills(cgroup)
+    now = groups.memory_kills()
     path = _kills_seen(run)
     try:
         before = int(path.read_text())
@@ -228,12 +229,3 @@ def forget_kernel_kills(run: Store) -> None:
 def _kills_seen(run: Store) -> Path:
     name = re.sub(r"[^a-z0-9]+", "-", run.uri.lower())[-80:]
     return Path(tempfile.gettempdir()) / f"autopainter-memory-{os.getuid()}{name}"
-
-
-def _kernel_kills(cgroup: Path) -> int:
-    """Processes of this container that the kernel has killed for memory."""
-    for name in ("memory.events", "memory/memory.oom_control"):  # of cgroup 2 and 1
-        with contextlib.suppress(OSError):
-            if counted := re.search(r"^oom_kill (\d+)$", (cgroup / name).read_text(), re.MULTILINE):
-                return int(counted[1])
-    return 0

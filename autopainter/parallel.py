@@ -7,16 +7,31 @@ and are sent in their order, so a resumed run is bit for bit the same. A worker 
 step again: it computes what it had not sent yet, and the others wait for no more than that.
 """
 
-import contextlib
 import enum
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 _BUCKET_BYTES = 4 << 20
 _ALIGNMENT = 64  # floats: the gradients begin where vector loads may
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """What is sent at once.
+
+    Attributes:
+        start, stop: its place in the flat tensor.
+        first, end: its parameters' place in the list of all.
+    """
+
+    start: int
+    stop: int
+    first: int
+    end: int
 
 
 class GradientBuffer:
@@ -50,37 +65,33 @@ class GradientBuffer:
             # The parameter's own strides: fused optimisers walk weight and gradient in memory order.
             parameter.grad = torch.as_strided(self._flat, parameter.size(), parameter.stride(), offset)
             parameter.register_post_accumulate_grad_hook(self._arrived)
-        # What is sent together: parameters [first, next first), from the last ones to the first ones.
-        self._firsts = [len(self.parameters)]
-        for index in reversed(range(len(self.parameters))):
-            if index == 0 or (ends[self._firsts[-1]] - ends[index]) * self._flat.itemsize >= bucket_bytes:
-                self._firsts.append(index)
-        self._starts = [ends[first] for first in self._firsts[:-1]] + [0]
-        self._bucket = {
-            parameter: bucket
-            for bucket, (end, first) in enumerate(zip(self._firsts, self._firsts[1:], strict=False))
-            for parameter in self.parameters[first:end]
-        }
+        self._buckets: list[_Bucket] = []  # in the order in which they are sent
+        self._bucket_of: dict[torch.nn.Parameter, int] = {}
+        end = len(self.parameters)
+        for first in reversed(range(end)):
+            start = ends[first] if first else 0  # the last one has the scalars too
+            if first == 0 or (ends[end] - start) * self._flat.itemsize >= bucket_bytes:
+                self._bucket_of |= dict.fromkeys(self.parameters[first:end], len(self._buckets))
+                self._buckets.append(_Bucket(start, ends[end], first, end))
+                end = first
         self._missing: list[int] | None = None  # gradients that a bucket waits for, in the last backward pass
         self._sent: list[dist.Work] = []
 
-    @property
-    def wanted(self) -> list[torch.nn.Parameter]:
-        """Parameters whose gradients are not sent yet."""
-        return self.parameters[: self._firsts[len(self._sent)]]
-
     def zero(self) -> None:
         """Begin a step, or begin it again: what is sent stays."""
-        self._flat[: self._starts[len(self._sent)]].zero_()
+        self._flat[: self._next.stop].zero_()
 
-    @contextlib.contextmanager
-    def completing(self, last: bool = True) -> Iterator[None]:
-        """Within it a backward pass to ``wanted`` is done; if it is the step's ``last``, what is complete is sent."""
+    def backward(self, of: torch.Tensor, gradient: torch.Tensor | None = None, *, last: bool) -> None:
+        """Add the gradients of a tensor, but for those that are sent; in a step's last pass, send what is complete.
+
+        Args:
+            of, gradient: as ``torch.autograd.backward`` takes them.
+            last: whether it is the step's last backward pass.
+        """
         if last and world() > 1:
-            counts = zip(self._firsts, self._firsts[1:], strict=False)
-            self._missing = [end - first for end, first in counts]
+            self._missing = [bucket.end - bucket.first for bucket in self._buckets]
         try:
-            yield
+            of.backward(gradient, inputs=self.parameters[: self._next.end])
         finally:
             self._missing = None
 
@@ -88,24 +99,28 @@ class GradientBuffer:
         """Replace gradients and scalars by their means over all workers (nothing to do in a single process)."""
         if world() == 1:
             return
-        while len(self._sent) + 1 < len(self._starts):
+        while len(self._sent) < len(self._buckets):
             self._send()
         for work in self._sent:
             work.wait()
         self._sent.clear()
         self._flat.div_(world())
 
+    @property
+    def _next(self) -> _Bucket:
+        """The first bucket that is not sent; there is one, as only ``average`` sends the last."""
+        return self._buckets[len(self._sent)]
+
     def _arrived(self, parameter: torch.nn.Parameter) -> None:
         if self._missing is None:
             return
-        self._missing[self._bucket[parameter]] -= 1
+        self._missing[self._bucket_of[parameter]] -= 1
         # In their order, whatever came first; the last one, which has the scalars, waits for ``average``.
-        while len(self._sent) + 2 < len(self._starts) and self._missing[len(self._sent)] == 0:
+        while len(self._sent) + 1 < len(self._buckets) and self._missing[len(self._sent)] == 0:
             self._send()
 
     def _send(self) -> None:
-        end, start = self._starts[len(self._sent) :][:2]
-        work = dist.all_reduce(self._flat[start:end], async_op=True)
+        work = dist.all_reduce(self._flat[self._next.start : self._next.stop], async_op=True)
         assert work is not None
         self._sent.append(work)
 

@@ -5,12 +5,10 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from autopainter.data import pictures
+from autopainter.data.pictures import Image
 from autopainter.data.stream import Batch
-
-Image = NDArray[np.uint8]
 
 COLUMNS = ("sketch", "painted", "hints", "with hints", "target")
 _GAP = 4

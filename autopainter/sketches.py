@@ -10,16 +10,14 @@ import cv2
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from numpy.typing import NDArray
 
 from autopainter.cleaning import clean
 from autopainter.data import pictures
-from autopainter.errors import UserError
+from autopainter.data.pictures import Image
+from autopainter.errors import UserError, one_line
 from autopainter.paint import Painter
 
 log = logging.getLogger(__name__)
-
-Image = NDArray[np.uint8]
 
 _NO_HINTS = "hints must be a PNG that is transparent around the strokes; its opaque pixels are the hints"
 
@@ -161,7 +159,7 @@ def read_sketch(path: Path, size: int | None = None, cleaned: bool = False) -> I
     except pictures.BrokenInput as error:
         raise UserError(f"{path}: {error}") from None
     sketch = clean(color) if cleaned else cv2.cvtColor(color, cv2.COLOR_RGB2GRAY)
-    return pictures.resize(sketch, *_scaled(sketch, size)) if size else sketch
+    return pictures.resize(sketch, *pictures.scaled(sketch, size)) if size else sketch
 
 
 def read_hints(path: Path, size: int | None = None) -> Image:
@@ -185,11 +183,11 @@ def read_hints(path: Path, size: int | None = None) -> Image:
     except PIL.UnidentifiedImageError:  # an image of another format
         raise UserError(f"{path}: {_NO_HINTS}") from None
     except Exception as error:  # whatever a decoder makes of damaged bytes
-        raise UserError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: damaged: {one_line(error)}") from None
     if (image[..., 3] == 255).all():
         raise UserError(f"{path}: {_NO_HINTS}")
     # No filter: a hint's edge must not mix with the nothing around it.
-    return cv2.resize(image, _scaled(image, size), interpolation=cv2.INTER_NEAREST) if size else image
+    return cv2.resize(image, pictures.scaled(image, size), interpolation=cv2.INTER_NEAREST) if size else image
 
 
 def _bytes(path: Path) -> bytes:
@@ -197,10 +195,3 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _scaled(image: Image, longer: int) -> tuple[int, int]:
-    """Width and height with a longer edge of ``longer``."""
-    height, width = image.shape[:2]
-    scale = longer / max(height, width)
-    return max(round(width * scale), 1), max(round(height * scale), 1)

@@ -182,8 +182,7 @@ class Trainer:
             if self.critic:
                 terms[0] = terms[0] + self._penalty(condition, target, painted.detach(), part.dropout)
             share = len(part.keys) / len(batch.keys)
-            with self.discriminator_gradients.completing(last=number == len(parts)):
-                (terms[0] * share).backward(inputs=self.discriminator_gradients.wanted)
+            self.discriminator_gradients.backward(terms[0] * share, last=number == len(parts))
             means = self.discriminator_gradients.scalars[:_DISCRIMINATOR_SCALARS]
             means += torch.stack([term.detach() for term in terms]) * share
         return painted if keep else None
@@ -208,8 +207,7 @@ class Trainer:
                 if term.requires_grad:
                     (weight * share * term).backward(inputs=[picture])
                 terms.append((weight, term.detach()))
-            with self.generator_gradients.completing(last=number == len(parts)):
-                painted.backward(picture.grad, inputs=self.generator_gradients.wanted)
+            self.generator_gradients.backward(painted, picture.grad, last=number == len(parts))
             self.generator_gradients.scalars += _with_sum(terms) * share
 
     def _discriminator_terms(

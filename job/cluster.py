@@ -11,7 +11,7 @@ import ray.exceptions
 from ray._common.utils import reset_ray_address
 from ray._private import services
 
-from autopainter.errors import StorageError, UserError
+from autopainter.errors import StorageError, UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def connect(needed_cpus: float) -> None:
             reset_ray_address()  # as `ray stop` does: Ray's own actors would look for the cluster there too
         ray.init(logging_level=logging.WARNING)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(f"RAY_ADDRESS: no Ray cluster answers at {address or 'this machine'}: {reason}{hint}") from None
     there = ray.cluster_resources().get("CPU", 0)
     if needed_cpus > there:
@@ -95,7 +95,7 @@ def run_tasks(
             cause = error.cause
             raise cause if isinstance(cause, UserError | StorageError) else error from None
         except ray.exceptions.RayError as error:
-            raise StorageError(f"a task was killed {_TASK_RETRIES + 1} times: {' '.join(str(error).split())}") from None
+            raise StorageError(f"a task was killed {_TASK_RETRIES + 1} times: {one_line(error)}") from None
         done += ticks[number]
         progress(done)
     return results

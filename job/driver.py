@@ -65,8 +65,8 @@ def run(config: Config, log_format: logs.Format = "text") -> int:
 def _supervise(config: Config, store: Store, stop: threading.Event, run_group: Callable[[], str]) -> int | None:
     """Run groups until the run has an exit code; None if it was asked to stop."""
     causes: list[str] = []  # of the failures since the last new checkpoint
+    known = _saved_step(store)
     while not stop.is_set():
-        before = _saved_step(store)
         try:
             why = run_group()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError, OSError) as error:
@@ -85,7 +85,9 @@ def _supervise(config: Config, store: Store, stop: threading.Event, run_group: C
             cause = "a node that runs a worker is taken away"
             log.warning("%s: moving to what is left or comes instead", cause)
         saved = _saved_step(store)
-        causes = [*causes, cause] if saved in (None, before) else []
+        # Compared with the last step that storage told: a storage that is away now and then is no progress.
+        causes = [*causes, cause] if saved in (None, known) else []
+        known = known if saved is None else saved
         if len(causes) > config.cluster.max_failures:
             log.error(
                 "giving up: %d failures in a row without a new checkpoint; the last ones: %s",

@@ -70,9 +70,7 @@ def _kind(cause: BaseException) -> Kind:
         return "gpu memory" if ran_out == "gpu" else "host memory"
     if getattr(cause, "preempted", False):
         return "preempted"
-    if isinstance(
-        cause, ray.exceptions.RayActorError | ray.exceptions.NodeDiedError | ray.exceptions.WorkerCrashedError
-    ):
+    if isinstance(cause, _DEATHS):
         return "killed"
     if isinstance(cause, StorageError | OSError):
         return "storage"

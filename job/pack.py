@@ -11,14 +11,20 @@ import sys
 from autopainter import logs
 from autopainter.cli import exit_code_of
 from autopainter.cli.data import pack
+from autopainter.extras import need
 
 
 def main() -> int:
     """Run the command; its exit code."""
     logs.setup()
+    return exit_code_of(_pack, "job/pack.py")
+
+
+def _pack() -> None:
+    need("job/pack.py", "ray", "ray")
     from job import cluster
 
-    return exit_code_of(lambda: pack.main(standalone_mode=False, obj=cluster.run_tasks), "job/pack.py")
+    pack.main(standalone_mode=False, obj=cluster.run_tasks)
 
 
 if __name__ == "__main__":

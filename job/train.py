@@ -15,6 +15,7 @@ import click
 
 from autopainter import logs
 from autopainter.cli import Start, exit_code_of, print_plan, start_options
+from autopainter.extras import need
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -33,6 +34,7 @@ def train(start: Start) -> int:
         print_plan(config, f"trains {config.run.uri} on {workers} Ray worker(s) to step {config.train.steps}")
         return 0
     logs.setup(start.log_format)
+    need("job/train.py", "ray", "ray")
     from autopainter import loop
 
     loop.preflight(config, config.cluster.workers, "cluster.workers", start.resume, start.overwrite)

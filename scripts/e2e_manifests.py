@@ -14,7 +14,6 @@ MEMORY = {"head": "3g", "worker": "2500m", "storage": "1g", "tensorboard": "1g",
 """Memory limits of the components' main containers instead of the manifests'; a sidecar keeps its own."""
 OBJECT_STORE_BYTES = 100_000_000
 SHM = "256m"
-NOT_HERE = ("nvidia.com/gpu",)
 STEPS = 1000
 SMALL: dict[str, Any] = {
     "data": {"image_size": 32, "decode_threads": 1, "prefetch_batches": 2, "fetch_ahead_batches": 2},

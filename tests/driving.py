@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STEPS = 24
 _LONGEST_SECONDS = 240
 JOB = (sys.executable, "job/train.py")
+RARELY = "checkpoint.every_seconds=1000", "checkpoint.max_age_seconds=2000"  # so that only what is tested saves
 
 
 class Driver:
@@ -60,6 +61,11 @@ class Driver:
         output = "".join(self.lines)
         assert self.process.wait(timeout=300) == code, output
         return output
+
+
+def saved(run: str) -> list[int]:
+    """Steps that a run has saved."""
+    return checkpoint.steps(storage.open_store(run))
 
 
 def final_state(run: str, steps: int = STEPS) -> checkpoint.Tensors:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from conftest import ROOT
 
 from autopainter import __version__
 
-ROOT = Path(__file__).resolve().parent.parent
 K8S = ROOT / "k8s"
 IMAGE = f"registry.example.com/auto-painter:{__version__}"
 

@@ -14,10 +14,10 @@ from typing import Any
 import dashboard
 import pytest
 import yaml
+from conftest import ROOT
 
 from autopainter.telemetry.metric_list import METRICS
 
-ROOT = Path(__file__).resolve().parent.parent
 MONITORING = ROOT / "k8s" / "monitoring"
 CASES = ROOT / "tests" / "alert_cases.yaml"
 NAMES = {metric.name for metric in METRICS}

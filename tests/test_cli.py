@@ -13,12 +13,12 @@ from pathlib import Path
 
 import boto3
 import pytest
+from conftest import ROOT
 from services import SeaweedFS
 
 from autopainter.config import Config
 from autopainter.storage import open_store
 
-ROOT = Path(__file__).resolve().parent.parent
 AUTOPAINTER = [str(Path(sys.executable).parent / "autopainter")]
 JOB = [sys.executable, "job/train.py"]
 

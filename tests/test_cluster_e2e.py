@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from e2e_manifests import MEMORY, Manifests, Template
 from e2e_operator import RayCluster, Submission
 from e2e_pods import Pod, rights
@@ -13,7 +14,6 @@ from e2e_views import Prometheus, RunLog
 
 from autopainter import config
 
-ROOT = Path(__file__).resolve().parent.parent
 TOKEN = "a-token"
 SECRETS = {"autopainter-s3": {"AWS_ACCESS_KEY_ID": "key"}, "autopainter-ray-token": {"auth_token": TOKEN}}
 

@@ -5,16 +5,15 @@ Run: pytest tests/test_config.py
 
 import os
 import typing
-from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from autopainter.config import Config, fields, flatten, load
 from autopainter.config.sections import PRESETS, Loss
 from autopainter.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "job" / "configs").glob("*.yaml"))
 LEAST = {
     "run": {"name": "a", "storage": "/tmp/runs"},

@@ -31,7 +31,6 @@ from conftest import Done
 from services import HOST, RayCluster, SeaweedFS, ServiceError, free_ports
 
 from autopainter.doctor import gpus, machine, versions
-from autopainter.doctor.cgroup import Groups
 from autopainter.storage import open_store
 from autopainter.storage.s3 import shared_client
 
@@ -159,52 +158,6 @@ def test_other_packages_than_the_tested_ones_are_named(tmp_path: Path, monkeypat
     assert found.result == "failed"
     assert "(needed: >=99), nothing-of-this-name is missing, ray " in found.detail
     assert "other" not in found.detail
-
-
-@pytest.mark.parametrize(
-    ("own", "files", "memory_bytes", "cores"),
-    [
-        ("0::/", {"memory.max": "4294967296\n", "cpu.max": "150000 100000\n"}, 4 << 30, 1.5),
-        ("0::/", {"memory.max": "max\n", "cpu.max": "max 100000\n"}, None, None),
-        ("0::/", {}, None, None),
-        (
-            "0::/pod/container",
-            {"pod/memory.max": "1024\n", "pod/container/memory.max": "2048\n", "pod/container/cpu.max": "max 100000\n"},
-            1024,
-            None,
-        ),
-        (
-            "5:memory:/host/path\n4:cpu,cpuacct:/host/path\n0::/",
-            {
-                "memory/memory.limit_in_bytes": "2147483648\n",
-                "cpu/cpu.cfs_quota_us": "50000\n",
-                "cpu/cpu.cfs_period_us": "100000\n",
-            },
-            2 << 30,
-            0.5,
-        ),
-        (
-            "5:memory:/\n4:cpu,cpuacct:/",
-            {
-                "memory/memory.limit_in_bytes": "9223372036854771712\n",
-                "cpu/cpu.cfs_quota_us": "-1\n",
-                "cpu/cpu.cfs_period_us": "100000\n",
-            },
-            None,
-            None,
-        ),
-    ],
-)
-def test_limits_of_a_container(
-    tmp_path: Path, own: str, files: Mapping[str, str], memory_bytes: int | None, cores: float | None
-) -> None:
-    for name, text in files.items():
-        path = tmp_path / "root" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    (tmp_path / "own").write_text(own + "\n")
-    groups = Groups(tmp_path / "root", tmp_path / "own")
-    assert (groups.memory_bytes(), groups.cores()) == (memory_bytes, cores)
 
 
 def test_a_product_of_this_machine_is_right_and_a_wrong_one_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

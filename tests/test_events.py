@@ -10,7 +10,6 @@ import logging
 import shutil
 import tempfile
 import threading
-import time
 
 import numpy as np
 import PIL.Image
@@ -19,20 +18,13 @@ from google.protobuf.json_format import MessageToDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from waiting import until
 
 from autopainter.errors import StorageError, UserError
 from autopainter.storage import LocalStore, open_store
 from autopainter.telemetry.events import EventWriter
 
 NEVER = 1e6
-
-
-def until(condition):
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -11,35 +11,22 @@ import re
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import JobSettings
-from driving import Driver, assert_same_state, final_state
+from driving import RARELY, Driver, assert_same_state, final_state, saved
 from services import RayCluster, RayNode, SeaweedFS
+from waiting import until
 
-from autopainter import checkpoint, journal, storage
-
-RARELY = "checkpoint.every_seconds=1000", "checkpoint.max_age_seconds=2000"  # so that only what is tested saves
+from autopainter import journal, storage
 
 
 def faulty(fault: str, folder: Path, settings: list[str]) -> Driver:
     """A driver whose workers have a fault of tests/faulty_job.py."""
     return Driver(settings, (sys.executable, "tests/faulty_job.py", fault, str(folder)))
-
-
-def saved(run: str) -> list[int]:
-    return checkpoint.steps(storage.open_store(run))
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 # Stopped on purpose
@@ -177,7 +164,7 @@ def test_ray_hears_of_checkpoints(ray: RayCluster, job_settings: JobSettings) ->
     pattern = "autopainter-ray-*/job/checkpoint_manager_snapshot.json"
     before = set(place.glob(pattern))
     driver.wait_for("checkpoint of step")
-    until(lambda: set(place.glob(pattern)) - before)
+    until(lambda: set(place.glob(pattern)) - before, seconds=60)
     (path,) = set(place.glob(pattern)) - before
     results = json.loads(path.read_text())
     driver.process.terminate()

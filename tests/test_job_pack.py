@@ -12,11 +12,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from autopainter import storage
 from autopainter.data import pack, sources
 
-ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.usefixtures("ray")
 
 OPTIONS = ["--size", "96", "--shard-samples", "32", "--validation", "0.1", "--jitter", "0.5"]

@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import JobSettings
-from driving import JOB, STEPS, Driver
+from driving import JOB, RARELY, STEPS, Driver, saved
 from services import RayCluster, SeaweedFS
-from test_job_faults import RARELY, saved, until
+from waiting import until
 
 from autopainter import journal, storage
 
@@ -94,7 +94,7 @@ def test_a_stopped_job_saves_first(cluster: RayCluster, job_settings: JobSetting
     driver = submit("stopped", [*settings, *RARELY, "telemetry.image_every_steps=1000", "train.steps=100000"])
     driver.wait_for(r"step 5/")
     assert ray_job("stop", "stopped", "--no-wait").returncode == 0
-    until(lambda: journal.counts(storage.open_store(run))["stopped"])
+    until(lambda: journal.counts(storage.open_store(run))["stopped"], seconds=60)
     driver.finish()  # the client's exit code of a stopped job is 0
     assert len(saved(run)) == 1
     assert about(cluster, "stopped")["status"] == "STOPPED"

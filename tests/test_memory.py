@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from services import free_ports
 
 from autopainter import checkpoint, config, journal, loop, losses, memory, storage, trainer
+from autopainter.cgroup import Groups
 from autopainter.config import Config
 from autopainter.memory import GpuLadder, Rung
 from autopainter.storage import LocalStore
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parent.parent
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
@@ -329,10 +330,11 @@ def test_a_kill_by_the_kernel_is_noticed_once(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     counter = tmp_path / layout
     counter.parent.mkdir(exist_ok=True)
+    (tmp_path / "own").write_text("1:memory:/\n0::/\n")
 
     def look(kills: int) -> int:
         counter.write_text(f"oom 7\noom_kill {kills}\n")
-        memory.note_kernel_kills(folder, small, 2, tmp_path)
+        memory.note_kernel_kills(folder, small, 2, Groups(tmp_path, tmp_path / "own"))
         return len(folder.list("memory/"))
 
     assert [look(kills) for kills in (3, 3, 4, 4, 0, 1)] == [0, 0, 1, 1, 1, 2]

@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 import torch
-from scraping import Samples, check, collect, exposition, get, parse, until
+from scraping import Samples, check, collect, exposition, get, parse
 from services import HOST, free_ports
+from waiting import until
 
 from autopainter import config as configuration
 from autopainter import journal, loop, losses, parallel, storage
+from autopainter.cgroup import Groups
 from autopainter.config import Config
 from autopainter.data import manifest
 from autopainter.data.stream import TrainingStream
@@ -41,18 +43,19 @@ CPU = torch.device("cpu")
 
 def test_memory_of_a_container_with_a_limit(tmp_path: Path) -> None:
     limit, used = 200 << 20, 150 << 20
+    (tmp_path / "own").write_text("1:memory:/\n0::/\n")
     for name, text in (("memory.max", limit), ("memory.current", used),
                        ("memory.stat", f"anon 1\ninactive_file {30 << 20}\nactive_file 7")):  # fmt: skip
         (tmp_path / name).write_text(f"{text}\n")
-    assert memory_use.host(tmp_path) == (120 << 20, limit)
+    assert memory_use.host(Groups(tmp_path, tmp_path / "own")) == (120 << 20, limit)
     old = tmp_path / "version1"
     (old / "memory").mkdir(parents=True)
     for name, text in (("limit_in_bytes", limit), ("usage_in_bytes", used),
                        ("stat", f"cache 9\ntotal_inactive_file {30 << 20}")):  # fmt: skip
         (old / "memory" / f"memory.{name}").write_text(f"{text}\n")
-    assert memory_use.host(old) == (120 << 20, limit)
+    assert memory_use.host(Groups(old, tmp_path / "own")) == (120 << 20, limit)
     (tmp_path / "memory.max").write_text("max\n")
-    used_here, total = memory_use.host(tmp_path)
+    used_here, total = memory_use.host(Groups(tmp_path, tmp_path / "own"))
     assert 0 < used_here < total
     assert total > limit
 

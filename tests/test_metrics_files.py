@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from scraping import check, collect, exposition, get, parse, until
+from scraping import check, collect, exposition, get, parse
 from services import HOST, free_ports
+from waiting import until
 
 from autopainter.telemetry import metric_list as metric
 from autopainter.telemetry.metric_files import Recorder, decode, temporary_folder

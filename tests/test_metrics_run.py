@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import ROOT
 from prometheus_server import Prometheus, needs_prometheus
 from scraping import Samples, check, get, parse
 from services import HOST, child_env, free_ports
 
 from autopainter.telemetry.metric_list import METRICS
 
-ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = str(Path(sys.executable).parent / "autopainter")
 STEPS, BATCH = 24, 8
 COUNTERS = {metric.name for metric in METRICS if metric.kind == "counter"}

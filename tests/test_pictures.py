@@ -5,6 +5,7 @@ Files are made by Pillow and OpenCV or, where neither writes the kind, byte by b
 
 import io
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -328,7 +329,13 @@ def test_a_picture_of_too_many_pixels_is_known_by_its_header(edge, tmp_path):
     assert len(files) >= 11
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=True)
+    left = tmp_path.with_suffix(".left")
+    left.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=True,
+        env=os.environ | {"OPENCV_TEMP_PATH": str(left)},
+    )  # fmt: skip
+    assert list(left.iterdir()) == []
     reasons = json.loads(done.stdout)
     assert {name: [f"{reason} pixels" for reason in found] for name, found in reasons.items() if
             len(found) != 3 or not all("pixels" in reason for reason in found)} == {}  # fmt: skip

@@ -9,15 +9,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from conftest import ROOT
+from waiting import until
 
 
 def quickstart(folder: Path, *options: str) -> subprocess.Popen[str]:
@@ -39,13 +37,6 @@ def processes(marker: str) -> list[str]:
         if marker.encode() in command + environment and int(entry.name) != os.getpid():
             found.append(command.replace(b"\0", b" ").decode(errors="replace"))
     return found
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +93,10 @@ def test_ctrl_c_leaves_nothing_and_the_next_call_continues(folder: Path, marker:
     assert "already there" in output
     assert f"from its checkpoint of step {stopped[1]}" in output
     board = next(line.split()[-1] for line in output.splitlines() if line.startswith("TensorBoard:"))
-    until(lambda: json.load(urllib.request.urlopen(f"{board}/data/runs", timeout=30)) == ["quickstart-32/events"])
+    until(
+        lambda: json.load(urllib.request.urlopen(f"{board}/data/runs", timeout=30)) == ["quickstart-32/events"],
+        seconds=60,
+    )
     assert len(processes(marker)) >= 2
 
     program = quickstart(folder, "--stop")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Done
+from conftest import ROOT, Done
 from services import free_ports
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -30,7 +30,6 @@ from autopainter.pixels import to_unit
 from autopainter.trainer import SCALARS, Trainer
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parent.parent
 SPOILT = 5  # the step, counted from 1
 ROW = 3  # of the global batch
 

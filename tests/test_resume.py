@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from driving import assert_same_state
 from services import free_ports
 
@@ -20,7 +21,6 @@ from autopainter.host import Host
 from autopainter.storage import Store
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def configure(small_settings: list[str], place: Path, *changes: str) -> Config:

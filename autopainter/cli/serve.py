@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from autopainter.cli.common import checkpoint_options
-from autopainter.errors import UserError
+from autopainter.extras import need
 
 
 @click.command()
@@ -19,14 +19,9 @@ from autopainter.errors import UserError
 @click.option("--no-browser", is_flag=True, help="Only print the page's address.")
 def serve(run_uri: str, step: Any, port: int, host: str, no_browser: bool) -> None:
     """Serve a page on this machine: draw or open a sketch, lay down colours, see it painted. Ctrl-C ends it."""
-    try:
-        from autopainter.serve import server
-    except ModuleNotFoundError as error:
-        if error.name != "aiohttp":
-            raise
-        install = "install it from the checkout: pip install -c constraints.txt '.[serve]'"
-        raise UserError(f"autopainter serve needs aiohttp, which is missing; {install}") from None
+    need("autopainter serve", "serve", "aiohttp")
     from autopainter.paint import Painter
+    from autopainter.serve import server
 
     with server.listen(host, port) as listener:
         painter = Painter.load(run_uri, step)

@@ -5,14 +5,26 @@ Values come, the later winning, from the defaults here, a YAML file, environment
 """
 
 from autopainter.config.loading import ENVIRONMENT_PREFIX, fields, load, restore
-from autopainter.config.sections import Config, FeatureLayer, Hints, Norm, Sketch, Upsampling, flatten
+from autopainter.config.sections import (
+    Adversarial,
+    Config,
+    FeatureLayer,
+    Hints,
+    Norm,
+    Recompute,
+    Sketch,
+    Upsampling,
+    flatten,
+)
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
+    "Adversarial",
     "Config",
     "FeatureLayer",
     "Hints",
     "Norm",
+    "Recompute",
     "Sketch",
     "Upsampling",
     "fields",

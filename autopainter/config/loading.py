@@ -14,7 +14,7 @@ import pydantic
 import yaml
 
 from autopainter.config.sections import Config, Section, flatten
-from autopainter.errors import UserError
+from autopainter.errors import UserError, one_line
 
 ENVIRONMENT_PREFIX = "AUTOPAINTER__"
 
@@ -68,7 +68,7 @@ def _read_file(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: not YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected sections such as 'train:', got {type(tree).__name__}")
     for name, section in tree.items():

@@ -14,6 +14,8 @@ Uri = Annotated[str, pydantic.AfterValidator(uri.check)]
 FeatureLayer = Literal["relu2_2", "relu3_2", "relu4_3"]
 Norm = Literal["instance", "batch", "group"]
 Upsampling = Literal["transposed", "resize"]
+Adversarial = Literal["gan", "lsgan", "hinge", "wgan-gp"]
+Recompute = Literal["none", "outer", "all"]
 
 
 class Section(pydantic.BaseModel):
@@ -146,7 +148,7 @@ class Loss(Section):
 
     preset: Literal["ours", "paper", "authors"] = "ours"
     """Weights for the fields that are not set: these defaults, those of the paper, or those of its authors' code."""
-    adversarial: Literal["gan", "lsgan", "hinge", "wgan-gp"] = "gan"
+    adversarial: Adversarial = "gan"
     """Kind of adversarial loss; `gan` is the non-saturating one, `wgan-gp` that of the journal version."""
     critic_steps: int = pydantic.Field(1, ge=1, le=100)
     """Steps of the discriminator for each one of the generator, which learns in the last of them (5 in Gulrajani et al.
@@ -218,7 +220,7 @@ class Train(Section):
     """Memory order of the activations."""
     compile: bool = False
     """Let torch.compile fuse the networks' operations: faster steps after a slower start; it needs a C++ compiler."""
-    activation_checkpointing: Literal["none", "outer", "all"] = "none"
+    activation_checkpointing: Recompute = "none"
     """U-Net blocks recomputed in the backward pass: none, the two largest levels, or all."""
     threads: int | None = pydantic.Field(None, ge=1)
     """CPU threads of a worker; none: its share of the machine's cores."""

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autopainter.config import Hints
-
-Image = NDArray[np.uint8]
+from autopainter.data.pictures import Image
 
 _REFERENCE_SIZE = 512  # the authors' sizes in pixels are for images of this edge
 _BLUR_SIGMA = 5.0

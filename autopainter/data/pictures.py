@@ -1,6 +1,7 @@
 """Image files to pixels, and pictures of any shape to squares."""
 
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -12,7 +13,7 @@ import PIL.ImageOps
 from numpy.typing import NDArray
 
 from autopainter import storage
-from autopainter.errors import UserError
+from autopainter.errors import UserError, one_line
 from autopainter.uri import split
 
 Image = NDArray[np.uint8]
@@ -34,6 +35,8 @@ MAX_PIXELS = 1 << 26
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "SUN")
 _PLAIN = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L"), ("PNG", "1"), ("WEBP", "RGB")}
 """Formats and modes that OpenCV decodes to the same pixels as Pillow, and faster."""
+_RADIANCE_SIZE = re.compile(rb"#\?.*?\n\n-Y (\d{1,9}) \+X (\d{1,9})\n", re.DOTALL)
+"""The header of a Radiance picture, with its height and width."""
 
 cv2.setNumThreads(1)  # pictures are decoded in parallel, none of them by itself
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # its warnings are lines beside ours
@@ -81,7 +84,7 @@ def decode(data: bytes) -> Image:
     except (BrokenInput, MemoryError):
         raise
     except Exception as error:  # whatever a decoder makes of damaged bytes
-        raise _damaged(error) from error
+        raise BrokenInput(f"damaged: {one_line(error)}") from error
 
 
 def decode_stored(data: bytes, grey: bool) -> Image:
@@ -127,10 +130,6 @@ def check_pixels(data: bytes) -> None:
         raise BrokenInput("not an image") from None
 
 
-def _damaged(error: Exception) -> BrokenInput:
-    return BrokenInput(f"damaged: {' '.join(str(error).split()) or type(error).__name__}")
-
-
 def _open(data: bytes) -> PIL.Image.Image:
     """Read the header."""
     try:
@@ -142,14 +141,20 @@ def _open(data: bytes) -> PIL.Image.Image:
     except (PIL.UnidentifiedImageError, MemoryError):
         raise
     except Exception as error:
-        raise _damaged(error) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise BrokenInput(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded")
+        raise BrokenInput(f"damaged: {one_line(error)}") from error
+    _check_count(image.width, image.height)
     return image
+
+
+def _check_count(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BrokenInput(f"{width} x {height} pixels; at most {MAX_PIXELS} are decoded")
 
 
 def _decode_rare(data: bytes) -> Image:
     """Formats that Pillow does not know; the bound on pixels is OPENCV_IO_MAX_IMAGE_PIXELS (see the package)."""
+    if found := _RADIANCE_SIZE.match(data):  # OpenCV leaves a temporary file of one that is too large
+        _check_count(width=int(found[2]), height=int(found[1]))
     try:
         image = (
             cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH) if data else None
@@ -194,6 +199,13 @@ def resize(image: Image, width: int, height: int) -> Image:
         return image
     shrinks = image.shape[0] > height or image.shape[1] > width
     return cast(Image, cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC))
+
+
+def scaled(image: Image, longer: int) -> tuple[int, int]:
+    """Width and height of a picture whose longer edge becomes ``longer`` pixels."""
+    height, width = image.shape[:2]
+    scale = longer / max(height, width)
+    return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
 def squares(image: Image, size: int, fit: Fit) -> dict[str, Image]:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from autopainter.storage.retry import one_line
+from autopainter.errors import one_line
 
 __all__ = ["Finding", "Result", "failed", "gib", "ok", "one_line", "skipped", "warning", "without_secrets"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 
 import autopainter
+from autopainter.cgroup import Groups
 from autopainter.config import Config
 from autopainter.doctor import folders, versions
-from autopainter.doctor.cgroup import Groups
 from autopainter.doctor.findings import Finding, gib, ok, one_line, warning
 
 _LEAST_CORES = 2

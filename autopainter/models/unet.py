@@ -1,12 +1,10 @@
 """The generator: pix2pix's U-Net (Isola et al. 2017, arXiv 1611.07004, appendix 6.1.1) on sketch and hints."""
 
-from typing import Literal
-
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from autopainter.config import Norm, Upsampling
+from autopainter.config import Norm, Recompute, Upsampling
 from autopainter.models.layers import KeyedDropout, needs_bias, norm_layer
 
 INPUT_CHANNELS = 5
@@ -79,7 +77,7 @@ class UNet(nn.Module):
         norm: Norm,
         dropout: float,
         upsampling: Upsampling = "transposed",
-        recompute: Literal["none", "outer", "all"] = "none",
+        recompute: Recompute = "none",
     ) -> None:
         super().__init__()
         self.levels = levels
@@ -105,7 +103,7 @@ class UNet(nn.Module):
             for level in range(levels)
         )
 
-    def recompute(self, blocks: Literal["none", "outer", "all"]) -> None:
+    def recompute(self, blocks: Recompute) -> None:
         """Choose the blocks whose activations are recomputed: none, the two largest levels, or all."""
         self.recomputed = {"none": 0, "outer": 2, "all": self.levels}[blocks]
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from autopainter import storage
-from autopainter.errors import UserError
+from autopainter.errors import UserError, one_line
 from autopainter.uri import split
 
 Weights = dict[str, torch.Tensor]
@@ -76,8 +76,7 @@ def load(network: nn.Module, uri: str, sha256: str, field: str, *, advice: str, 
     try:
         network.load_state_dict(safetensors.torch.load(data))
     except (RuntimeError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{field}: {uri}: not the weights of {what}: {reason}") from None
+        raise UserError(f"{field}: {uri}: not the weights of {what}: {one_line(error)}") from None
 
 
 def check(name: str, data: bytes, sha256: str, field: str) -> None:

@@ -17,14 +17,12 @@ import cv2
 import numpy as np
 import PIL.Image
 from aiohttp import web
-from numpy.typing import NDArray
 from pydantic import Base64Bytes, BaseModel, ConfigDict, ValidationError
 
 from autopainter.data import pictures
+from autopainter.data.pictures import Image
 from autopainter.errors import UserError
 from autopainter.paint import Painter
-
-Image = NDArray[np.uint8]
 
 WAITING = 8
 """Requests that are read, wait or are painted at one time; one more is refused."""
@@ -101,17 +99,16 @@ class Studio:
         sketch = cv2.cvtColor(self._read("sketch", asked.sketch, pictures.decode), cv2.COLOR_RGB2GRAY)
         if sketch.min() == 255:
             raise UserError("The sketch is blank: draw lines or open a picture.")
-        height, width = sketch.shape
-        scale = asked.size / max(height, width)
-        shape = max(round(width * scale), 1), max(round(height * scale), 1)
+        shape = pictures.scaled(sketch, asked.size)
         hints = None
         if asked.hints is not None:
             layer = self._read("hints", asked.hints, _decode_layer)
             if layer.shape[:2] != sketch.shape:
                 raise UserError(
-                    f"hints: {layer.shape[1]}x{layer.shape[0]}, the sketch is {width}x{height}: must be equal"
+                    f"hints: {layer.shape[1]}x{layer.shape[0]}, the sketch is"
+                    f" {sketch.shape[1]}x{sketch.shape[0]}: must be equal"
                 )
-            # No filter, as in autopainter.paint: a hint's edge must not mix with the nothing around it.
+            # No filter, as in autopainter.sketches: a hint's edge must not mix with the nothing around it.
             hints = cv2.resize(layer, shape, interpolation=cv2.INTER_NEAREST)
         painted = self._painter.paint(pictures.resize(sketch, *shape), hints)
         return cv2.imencode(".png", cv2.cvtColor(painted, cv2.COLOR_RGB2BGR))[1].tobytes()

@@ -11,10 +11,10 @@ import ssl
 import urllib.error
 import urllib.request
 
-from autopainter.errors import StorageError, UserError
+from autopainter.errors import StorageError, UserError, one_line
 from autopainter.storage.local import LocalStore
 from autopainter.storage.mapped import mapped
-from autopainter.storage.retry import Transient, failures, one_line, retries, retry
+from autopainter.storage.retry import Transient, failures, retries, retry
 from autopainter.storage.s3 import S3Store
 from autopainter.storage.store import Store, StoredObject
 from autopainter.uri import check, split

