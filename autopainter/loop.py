@@ -164,7 +164,9 @@ class _Run:
             self.reporter = Reporter(self.trainer, self.manifest, self.run, start, self.host, self.metrics)
             if new and self.config.train.init_from:
                 self.reporter.save_first()  # from now on the run does not need the other one any more
-        stream = TrainingStream(self.manifest, self.config, parallel.rank(), parallel.world(), start)
+        stream = TrainingStream(
+            self.manifest, self.config, parallel.rank(), parallel.world(), start, pinned=self.device.type == "cuda"
+        )
         if self.reporter:
             log.info("the stream of a worker holds at most %.0f MiB", stream.most_bytes / 2**20)
         try:

@@ -9,6 +9,7 @@ import torch
 from autopainter import compiling, losses, memory, schedule, seeding
 from autopainter.config import Config
 from autopainter.data.stream import Batch
+from autopainter.data.upload import Upload
 from autopainter.models import vgg
 from autopainter.models.layers import initialise
 from autopainter.models.patchgan import PatchGAN
@@ -66,6 +67,7 @@ class Trainer:
         self.device = device
         self.ladder = ladder
         self._step = 0  # for messages
+        self._upload = Upload(device)
         self.generator = build_generator(config)
         self._place(self.generator)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
@@ -113,7 +115,7 @@ class Trainer:
             torch.OutOfMemoryError: the memory is too small even on the lowest rung of the ladder.
         """
         self._step = step
-        batch = batch.to(self.device)
+        batch = self._upload(batch)
         for optimizer in self.optimizers.values():
             optimizer.param_groups[0]["lr"] = schedule.learning_rate(self.config, step)
         painted = self._within_memory(lambda: self._discriminator_gradients(batch))

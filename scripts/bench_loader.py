@@ -54,7 +54,7 @@ def stages(data: Manifest, config: Config, rounds: int) -> tuple[dict[str, float
     size, seed = config.data.image_size, config.train.seed
     out: dict[str, NDArray[Any]] = {
         "sketch": np.empty((1, size, size), np.uint8), "color": np.empty((3, size, size), np.uint8),
-        "hint": np.zeros((4, size, size), np.uint8), "dropout": np.empty((), np.int64),
+        "hint": np.empty((4, size, size), np.uint8), "dropout": np.empty((), np.int64),
     }  # fmt: skip
     for _ in range(rounds):
         index = 0

@@ -28,7 +28,8 @@ def proxy(s3):
     """A proxy without faults that this process's storage is read through, with short times."""
     with pytest.MonkeyPatch.context() as patch, FaultyProxy(s3.endpoint) as proxy:
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        patch.setattr("autopainter.storage.s3.TIMEOUT_SECONDS", 0.5)
+        for module in ("s3", "download"):
+            patch.setattr(f"autopainter.storage.{module}.TIMEOUT_SECONDS", 0.5)
         patch.setattr(sys.modules["autopainter.storage.retry"], "RETRY_SECONDS", 20)
         shared_client.cache_clear()
         yield proxy

@@ -3,11 +3,16 @@
 Not run where there is none. Run: pytest tests/test_gpu.py
 """
 
+import itertools
+
 import pytest
 import torch
-from test_trainer import assert_same, build, changed, run, without_influence
+from test_trainer import assert_same, batch, build, changed, run, without_influence
 
-from autopainter import seeding
+from autopainter import memory, seeding
+from autopainter.data import manifest, stream
+from autopainter.data.stream import Batch, TrainingStream
+from autopainter.data.upload import Upload
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
@@ -54,3 +59,64 @@ def test_compiled_networks_do_the_same(make):
 def test_dropout_is_that_of_a_cpu():
     keys = torch.arange(5) * 12345
     assert torch.equal(seeding.uniform(keys.cuda(), (3, 7)).cpu(), seeding.uniform(keys, (3, 7)))
+
+
+def test_pinned_batches_are_the_same(dataset, small):
+    """More of them than are made ahead, so that the same memory holds several, one after the other."""
+    streams = [TrainingStream(manifest.load(dataset), small, 0, 1, 0, pinned=pinned) for pinned in (True, False)]
+    try:
+        for pinned, plain in itertools.islice(zip(*streams, strict=True), 20):
+            assert all(tensor.is_pinned() for tensor in pinned.tensors())
+            assert not any(tensor.is_pinned() for tensor in plain.tensors())
+            assert pinned.keys == plain.keys
+            for one, other in zip(pinned.tensors(), plain.tensors(), strict=True):
+                assert torch.equal(one, other)
+    finally:
+        for running in streams:
+            running.close()
+
+
+def test_no_memory_is_lent_again_while_it_is_copied_or_used():
+    """The host makes the next batches long before the GPU comes to use the first one."""
+    upload, busy, sums = Upload(torch.device("cuda")), torch.rand(4096, 4096, device="cuda"), []
+    for number in range(40):
+        tensors = stream._allocate(256, 16, pinned=True)
+        for tensor in tensors.values():
+            tensor.fill_(number)
+        moved = upload(Batch(number, [], **tensors))
+        del tensors, tensor
+        for _ in range(10):
+            busy = (busy @ busy).clamp(0, 1)
+        sums.append(torch.stack([tensor.long().sum() for tensor in moved.tensors()]))
+        del moved
+    each = torch.tensor([16 * planes * 256**2 for planes in (1, 3, 4)] + [16])
+    assert torch.equal(torch.stack(sums).cpu(), torch.arange(40)[:, None] * each)
+
+
+def test_a_batch_is_copied_while_the_step_before_is_computed():
+    upload, busy = Upload(torch.device("cuda")), torch.rand(8192, 8192, device="cuda")
+    pinned = Batch(0, [], **stream._allocate(256, 16, pinned=True))
+    upload(pinned)  # the first time makes the memory
+    torch.cuda.synchronize()
+    for _ in range(100):
+        busy = (busy @ busy).clamp(0, 1)
+    computed = torch.cuda.Event()
+    computed.record()
+    upload(pinned)
+    upload._copies.synchronize()
+    assert not computed.query()
+
+
+def test_pinned_batches_train_to_the_same_bits(make):
+    plain, pinned = make(), make()
+    run(plain, range(4))
+    for step in range(4):
+        whole = batch(step)
+        pinned.step(step, Batch(step, whole.keys, *(tensor.pin_memory() for tensor in whole.tensors())))
+    assert not changed(plain.state(), pinned.state())
+
+
+def test_too_little_memory_to_pin_is_the_hosts():
+    with pytest.raises(MemoryError) as caught:
+        stream._allocate(1 << 20, 1 << 10, pinned=True)
+    assert memory.ran_out(caught.value) == "host"

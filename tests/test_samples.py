@@ -234,6 +234,14 @@ def test_a_sample_is_a_function_of_its_seed_and_position():
     assert len({hint.tobytes() for hint in hinted}) == 4
 
 
+@pytest.mark.parametrize("unhinted", [0, 1])
+def test_nothing_is_left_of_what_was_in_the_memory_of_a_batch(unhinted):
+    clean, used = row(), {name: np.full_like(array, 7) for name, array in row().items()}
+    for out in (clean, used):
+        samples.training_sample(*cartoon(size=80), settings(f"hints.unhinted={unhinted}"), 5, out)
+    assert all((clean[name] == used[name]).all() for name in clean)
+
+
 # Turned hues
 
 

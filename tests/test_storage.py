@@ -4,6 +4,7 @@ What a client with other settings meets (credentials, endpoint, a server that is
 because a process has one client. Run: pytest tests/test_storage.py
 """
 
+import contextlib
 import datetime
 import hashlib
 import http.server
@@ -449,7 +450,8 @@ def settings(s3):
 
         def use(endpoint, retry_seconds=20, timeout_seconds=0.5):
             patch.setenv("AWS_ENDPOINT_URL", endpoint)
-            patch.setattr("autopainter.storage.s3.TIMEOUT_SECONDS", timeout_seconds)
+            for module in ("s3", "download"):
+                patch.setattr(f"autopainter.storage.{module}.TIMEOUT_SECONDS", timeout_seconds)
             patch.setattr(sys.modules["autopainter.storage.retry"], "RETRY_SECONDS", retry_seconds)
             shared_client.cache_clear()
 
@@ -570,6 +572,48 @@ def test_an_object_that_gets_shorter_while_it_is_read_is_corrupt_data(s3_uri, pr
     before_retry(lambda: store.write("key", os.urandom(50_000)))
     with pytest.raises(CorruptData, match="ends at byte 50000, expected 90000"):
         store.read_range("key", 1000, 90_000)
+
+
+LARGE_BYTES = 250_000
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Objects of more than 100,000 bytes are large, and read in parts of so many."""
+    monkeypatch.setattr("autopainter.storage.s3.PART_BYTES", 100_000)
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_large_object_is_read_in_parts_that_survive_faults(s3_uri, proxy):
+    data = os.urandom(LARGE_BYTES)
+    store = open_store(s3_uri)
+    store.write("key", data)
+    proxy.begin({}, script=["", "cut", "503"])
+    assert store.read_large("key", LARGE_BYTES) == data
+    assert proxy.injected == {"cut": 1, "503": 1}
+    stops = {int(asked.rpartition("-")[2]) + 1 for _, asked in proxy.asked}
+    assert stops == {100_000, 200_000, 250_000}
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_large_object_that_is_replaced_while_it_is_read_is_of_one_version(s3_uri, proxy, before_retry):
+    old, new = os.urandom(LARGE_BYTES), os.urandom(LARGE_BYTES)
+    store = open_store(s3_uri)
+    store.write("key", old)
+    proxy.begin({}, script=["", "", "503"])  # the last part comes when the others are there
+    before_retry(lambda: store.write("key", new))
+    assert store.read_large("key", LARGE_BYTES) == new
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_large_object_of_another_size_is_never_cut(store):
+    data = os.urandom(LARGE_BYTES)
+    store.write("key", data)
+    assert store.read_large("key", 100_001) == data
+    with contextlib.suppress(CorruptData):
+        assert store.read_large("key", LARGE_BYTES + 1) == data
+    with pytest.raises(FileNotFoundError):
+        store.read_large("missing", LARGE_BYTES)
 
 
 class Odd(http.server.BaseHTTPRequestHandler):

@@ -117,7 +117,7 @@ def _load_file(run: Store, checkpoint: Checkpoint, name: str) -> Tensors:
 def read_file(run: Store, entry: Mapping[str, Any]) -> bytes:
     """A file's bytes; ``CorruptData`` if they are not those that ``entry`` describes."""
     try:
-        data = run.read(entry["key"])
+        data = run.read_large(entry["key"], entry["bytes"])
     except FileNotFoundError:
         raise CorruptData(f"{run.locate(entry['key'])}: missing") from None
     actual = hashlib.sha256(data).hexdigest()

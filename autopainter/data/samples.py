@@ -90,7 +90,7 @@ def turn_hues(image: Image, degrees: float) -> Image:
 def training_sample(
     color: Image, sketch: Image | None, config: Config, position: int, out: dict[str, NDArray[Any]]
 ) -> None:
-    """Make the sample of a global position and write it into one row of a batch's arrays; the hints must be zeros."""
+    """Make the sample of a global position and write it into one row of a batch's arrays."""
     seed = config.train.seed
     color, sketch = augment(color, sketch, config, seeding.generator(seed, Use.AUGMENT, position))
     if sketch is None or config.sketch.mode == "on_the_fly":
@@ -128,6 +128,8 @@ def _write(out: dict[str, NDArray[Any]], color: Image, sketch: Image, hint: Imag
     _write_planes(out["color"], color)
     if cv2.hasNonZero(hint.reshape(len(hint), -1)):
         _write_planes(out["hint"], hint)
+    else:
+        out["hint"][...] = 0  # faster than plane after plane
     out["sketch"][0] = sketch
     out["dropout"][...] = np.uint64(dropout_key).astype(np.int64)
 

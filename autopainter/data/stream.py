@@ -14,10 +14,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autopainter import memory
 from autopainter.config import Config
 from autopainter.data import plan, samples
 from autopainter.data.chunks import Split
@@ -54,8 +54,11 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
-        moved = (t.to(device, non_blocking=True) for t in (self.sketch, self.color, self.hint, self.dropout))
-        return Batch(self.step, self.keys, *moved)
+        return Batch(self.step, self.keys, *(tensor.to(device, non_blocking=True) for tensor in self.tensors()))
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Its tensors, in the order of its attributes."""
+        return self.sketch, self.color, self.hint, self.dropout
 
 
 @dataclass
@@ -64,26 +67,39 @@ class _Pending:
 
     step: int
     keys: list[str]
-    arrays: dict[str, NDArray[Any]]
+    tensors: dict[str, torch.Tensor]
     rows: list["Future[None]"] = field(default_factory=list)
 
     def row(self, index: int) -> dict[str, NDArray[Any]]:
         """Writable views of one sample's places."""
-        return {name: array[index, ...] for name, array in self.arrays.items()}
+        return {name: tensor.numpy()[index, ...] for name, tensor in self.tensors.items()}
 
     def batch(self) -> Batch:
         for row in self.rows:
             row.result()
-        return Batch(self.step, self.keys, **{name: torch.from_numpy(array) for name, array in self.arrays.items()})
+        return Batch(self.step, self.keys, **self.tensors)
 
 
-def _allocate(size: int, count: int) -> dict[str, NDArray[Any]]:
-    return {
-        "sketch": np.empty((count, 1, size, size), np.uint8),
-        "color": np.empty((count, 3, size, size), np.uint8),
-        "hint": np.zeros((count, 4, size, size), np.uint8),
-        "dropout": np.empty(count, np.int64),
-    }
+_PLANES = {"sketch": 1, "color": 3, "hint": 4}
+_KEY_BYTES = 8
+
+
+def _row_bytes(size: int) -> int:
+    return sum(_PLANES.values()) * size**2 + _KEY_BYTES
+
+
+def _allocate(size: int, count: int, pinned: bool) -> dict[str, torch.Tensor]:
+    """Memory of a batch, whatever is in it; ``MemoryError`` if there is not so much to pin."""
+    try:
+        tensors = {
+            name: torch.empty((count, planes, size, size), dtype=torch.uint8, pin_memory=pinned)
+            for name, planes in _PLANES.items()
+        }
+        return tensors | {"dropout": torch.empty(count, dtype=torch.int64, pin_memory=pinned)}
+    except RuntimeError as error:
+        if pinned and memory.ran_out(error):  # it reads as if it were of the GPU's memory
+            raise MemoryError(f"pinned memory of the host: {error}") from error
+        raise
 
 
 class _Pipeline(Iterator[Batch]):
@@ -93,6 +109,7 @@ class _Pipeline(Iterator[Batch]):
         split: where chunks come from.
         steps: number of each step, and the places of its samples.
         make: writes the pixels of a sample into the row that is its last argument.
+        pinned: batches lie in memory that a GPU can copy from while it computes.
     """
 
     def __init__(
@@ -101,10 +118,11 @@ class _Pipeline(Iterator[Batch]):
         config: Config,
         steps: Iterator[tuple[int, list[Place]]],
         make: Callable[[Image, Image | None, Config, int, dict[str, Any]], None],
+        pinned: bool = False,
     ) -> None:
         self.split = split
         self.wait_seconds = 0.0
-        self._config, self._make = config, make
+        self._config, self._make, self._pinned = config, make, pinned
         self._steps = steps
         self._planned: deque[tuple[int, list[Place]]] = deque()  # their chunks are requested
         self._chunks: dict[tuple[int, int], Future[bytes]] = {}  # by epoch and number
@@ -161,7 +179,7 @@ class _Pipeline(Iterator[Batch]):
         return True
 
     def _schedule(self, step: int, places: list[Place]) -> _Pending:
-        pending = _Pending(step, [], _allocate(self._config.data.image_size, len(places)))
+        pending = _Pending(step, [], _allocate(self._config.data.image_size, len(places), self._pinned))
         for row, place in enumerate(places):
             of_epoch = place.epoch, place.chunk
             data = self._chunks.pop(of_epoch) if place.last else self._chunks[of_epoch]
@@ -175,13 +193,19 @@ class _Pipeline(Iterator[Batch]):
 
 
 class TrainingStream(_Pipeline):
-    """An endless iterator over the training batches of one worker, beginning at any step."""
+    """An endless iterator over the training batches of one worker, beginning at any step.
 
-    def __init__(self, manifest: Manifest, config: Config, rank: int, world: int, start_step: int) -> None:
+    Args:
+        pinned: batches lie in memory that a GPU can copy from while it computes.
+    """
+
+    def __init__(
+        self, manifest: Manifest, config: Config, rank: int, world: int, start_step: int, pinned: bool = False
+    ) -> None:
         split = Split(manifest, "train", config, cached=True)
         self.order = training_order(split, config)
         steps = plan.steps(self.order, config.train.global_batch, rank, world, start_step)
-        super().__init__(split, config, steps, samples.training_sample)
+        super().__init__(split, config, steps, samples.training_sample, pinned)
         self.most_bytes = self._bound(world)
 
     def _bound(self, world: int) -> int:
@@ -197,8 +221,10 @@ class TrainingStream(_Pipeline):
         lanes = self.order.lanes // math.gcd(self.order.lanes, world)
         held = min((lanes * blocks + self.order.lanes) * data.block_chunks, epochs * len(self.split.chunks))
         largest = max(chunk.stop - chunk.start for _, chunk in self.split.chunks)
-        rows = _allocate(data.image_size, batch // world)
-        return held * largest + (data.prefetch_batches + 1) * sum(array.nbytes for array in rows.values())
+        rows = batch // world * _row_bytes(data.image_size)
+        if self._pinned:
+            rows *= 2  # torch pins the next power of two
+        return held * largest + (data.prefetch_batches + 1) * rows
 
 
 def training_order(split: Split, config: Config) -> Order:

@@ -38,6 +38,13 @@ class Store(ABC):
     def read_range(self, key: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of an object, all of one version of it; ``CorruptData`` if it ends before ``stop``."""
 
+    def read_large(self, key: str, size: int) -> bytes:
+        """The whole object, of which it is known that it has ``size`` bytes; over several connections where it pays.
+
+        An object of another size is ``CorruptData``, or is read as it is.
+        """
+        return self.read(key)
+
     @abstractmethod
     def write(self, key: str, data: bytes) -> None:
         """Create or replace an object."""
