@@ -20,6 +20,7 @@ from autopainter.errors import Diverged, UserError
 from autopainter.host import Host
 from autopainter.models import vgg
 from autopainter.parallel import Readback, Request
+from autopainter.processor import fast_precision
 from autopainter.reporter import Reporter
 from autopainter.storage import Store
 from autopainter.telemetry.metrics import Metrics
@@ -115,6 +116,11 @@ def train(config: Config, device: torch.device, host: Host | None = None) -> End
 def _prepare(config: Config, device: torch.device) -> None:
     """Settings of this process."""
     if device.type == "cpu":
+        if config.train.precision == "bfloat16" and fast_precision() == "float32" and parallel.rank() == 0:
+            log.warning(
+                "train.precision: bfloat16, but this processor is not known to multiply in it and may take many times"
+                " as long as in float32; for a new run set train.precision=float32"
+            )
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun and by Ray Train
         torch.set_num_threads(config.train.threads or max((os.cpu_count() or 1) // here, 1))
     else:

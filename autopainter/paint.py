@@ -101,11 +101,21 @@ class Painter:
             uint8 [H, W, 3] RGB.
 
         Raises:
-            UserError: the hints have another size than the sketch; there is not enough memory.
+            UserError: an array of another kind; the hints have another size than the sketch; too little memory.
         """
+        if sketch.dtype != np.uint8 or sketch.ndim != 2:
+            raise UserError(
+                f"the sketch is {sketch.dtype} {list(sketch.shape)}: it must be uint8 [height, width], such as"
+                " numpy.asarray(image.convert('L'))"
+            )
         height, width = sketch.shape
         hint = np.zeros((height, width, 4), np.uint8)
         if hints is not None:
+            if hints.dtype != np.uint8 or hints.ndim != 3 or hints.shape[2] != 4:
+                raise UserError(
+                    f"the hints are {hints.dtype} {list(hints.shape)}: they must be uint8 [height, width, 4], such as"
+                    " numpy.asarray(image.convert('RGBA'))"
+                )
             if hints.shape != hint.shape:
                 raise UserError(
                     f"the hints are {hints.shape[1]}x{hints.shape[0]}, the sketch is {width}x{height}:"
@@ -113,7 +123,9 @@ class Painter:
                 )
             hint = hints.copy()
             hint[..., 3] = hints[..., 3] >= 128
-        lines, colors = torch.from_numpy(sketch)[None, None], torch.from_numpy(hint).permute(2, 0, 1)[None].contiguous()
+        # A copy, because torch takes no array that is read-only or mirrored, as a caller's may be.
+        lines = torch.from_numpy(sketch.copy())[None, None]
+        colors = torch.from_numpy(hint).permute(2, 0, 1)[None].contiguous()
         try:
             if self.tiled(height, width) if tiled is None else tiled:
                 backdrop = torch.from_numpy(self._backdrop(sketch, hints)).permute(2, 0, 1)[None]

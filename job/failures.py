@@ -17,6 +17,8 @@ _PEER_LOST = re.compile(
     r"gloo/transport/\S+ .*?(closed by peer|reset by peer|Broken pipe)|ncclRemoteError", re.IGNORECASE | re.DOTALL
 )
 _HANG = re.compile(r"timed? ?out|watchdog", re.IGNORECASE)
+# What Ray says of a death; it goes on with all that may kill a process anywhere.
+_DEATH = re.compile(r"Worker exit type: (\w+) Worker exit detail: (.*?\.) Some common causes")
 _TEXT = 200  # characters of one worker's cause
 
 # When workers fail in several ways, the first of these is the reason and the others follow from it.
@@ -44,7 +46,7 @@ def explain(error: BaseException) -> Failure:
     """The failure behind an error of Ray Train's ``fit``."""
     causes = dict(_causes(error))
     kinds = {_kind(cause) for cause in causes.values() if not _PEER_LOST.search(str(cause))} or {"killed"}
-    text = "; ".join(f"{where}{type(cause).__name__}: {_line(cause)}" for where, cause in sorted(causes.items()))
+    text = "; ".join(f"{where}{_line(cause)}" for where, cause in sorted(causes.items()))
     monitor = any(isinstance(cause, ray.exceptions.OutOfMemoryError) for cause in causes.values())
     return Failure(next(kind for kind in _TELLING if kind in kinds), text, monitor)
 
@@ -80,7 +82,9 @@ def _kind(cause: BaseException) -> Kind:
 def _line(cause: BaseException) -> str:
     """A cause in one line; of a long one, such as a traceback, the beginning and the last line."""
     text = " ".join(str(cause).split())
-    if len(text) <= _TEXT:
-        return text
-    last = str(cause).strip().splitlines()[-1].strip()
-    return f"{text[: _TEXT // 2]} ... {last[-_TEXT // 2 :]}"
+    if isinstance(cause, _DEATHS) and (death := _DEATH.search(text)):
+        return f"its process was killed or crashed ({death[1]}: {death[2]})"
+    if len(text) > _TEXT:
+        last = str(cause).strip().splitlines()[-1].strip()
+        text = f"{text[: _TEXT // 2]} ... {last[-_TEXT // 2 :]}"
+    return f"{type(cause).__name__}: {text}"

@@ -19,13 +19,14 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from measuring import cpu, cpu_precision
+from measuring import cpu
 from numpy.typing import NDArray
 
 from autopainter.data import manifest as manifests
 from autopainter.data import pictures
 from autopainter.data.stream import validation_batches
 from autopainter.paint import Painter
+from autopainter.processor import fast_precision
 from autopainter.sheet import grid, hints_on_sketch, picture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,7 +79,7 @@ def main() -> int:
     settings = [
         f"run.storage={folder / 'runs'}", f"data.manifest={manifest}", f"data.image_size={options.size}",
         f"loss.vgg_weights={weights}", f"train.steps={options.steps}", "checkpoint.keep_best=0",
-        f"train.precision={'bfloat16' if torch.cuda.is_available() else cpu_precision()}", *options.set,
+        f"train.precision={'bfloat16' if torch.cuda.is_available() else fast_precision()}", *options.set,
     ]  # fmt: skip
     scores, painters = {}, {}
     for name in options.variants:

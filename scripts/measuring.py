@@ -74,13 +74,6 @@ def cpu() -> str:
     return f"{model[1] if model else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
 
 
-def cpu_precision() -> str:
-    """``train.precision`` for this machine's cores: bfloat16 where they multiply in it."""
-    path = Path("/proc/cpuinfo")
-    flags = path.read_text() if path.exists() else ""
-    return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
-
-
 def bench_config(fields: Mapping[str, object], given: Iterable[str] = ()) -> Config:
     """A configuration by dotted field names; what nothing is written to or read from has names of no use.
 

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from measuring import cpu_precision
 from services import RayCluster, SeaweedFS, TensorBoard, child_env, free_ports, stop_recorded
+
+from autopainter.processor import fast_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Path("job/configs/quickstart.yaml")
@@ -101,7 +102,7 @@ def _hardware_settings() -> list[str]:
         listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
         if gpus := listed.stdout.count("GPU "):
             return [f"cluster.workers={max(workers for workers in (1, 2, 4, 8) if workers <= gpus)}"]
-    return [f"cluster.workers={CPU_WORKERS}", f"train.precision={cpu_precision()}"]
+    return [f"cluster.workers={CPU_WORKERS}", f"train.precision={fast_precision()}"]
 
 
 def _credentials(folder: Path) -> tuple[str, str]:

@@ -57,7 +57,7 @@ def test_bad_inputs_are_printed_and_counted_in_the_exit_code(call, some, out):
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         "broken: show1/broken.png: not an image of a known format",
-        "1 inputs are bad and 0 are allowed; the others are in the data set",
+        "1 inputs are bad and --max-bad allows 0; the others are in the data set",
     ]
     data = manifest.load(f"{out}/manifest.json")
     counts = {split: sum(len(shard.samples) for shard in shards) for split, shards in data.splits.items()}
@@ -174,7 +174,7 @@ def test_shards_of_others_become_a_data_set(call, shards):
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
         *(f"broken: {shards}/set-{n}.tar: lonely{n}: has no member .art.png, only line.jpg" for n in range(2)),
-        "2 inputs are bad and 0 are allowed; the others are in the data set",
+        "2 inputs are bad and --max-bad allows 0; the others are in the data set",
     ]
     data = manifest.load(f"{shards}/manifest.json")
     counts = [sum(len(shard.samples) for shard in data.split(name)) for name in ("train", "validation")]

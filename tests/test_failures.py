@@ -11,6 +11,13 @@ from autopainter.errors import StorageError, UserError
 from job import failures
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:40123"
+DEATH = """The actor died unexpectedly before finishing this task.
+\tclass_name: RayTrainWorker
+\tpid: 26599
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker \
+unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was \
+killed by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed \
+unexpectedly due to SIGSEGV or another unexpected error."""
 
 
 class GroupError(Exception):
@@ -40,6 +47,14 @@ def test_the_most_telling_cause_is_the_kind(workers, kind):
     assert failure.text.startswith("worker 0: ")
     assert failure.text.count("worker ") == len(workers)
     assert "\n" not in failure.text
+
+
+def test_a_death_is_told_without_what_else_may_kill_a_process():
+    failure = failures.explain(GroupError(RuntimeError(GLOO), ray.exceptions.RayActorError(error_msg=DEATH)))
+    assert failure.text.endswith(
+        "; worker 1: its process was killed or crashed (SYSTEM_ERROR: Worker unexpectedly exits with a connection error"
+        " code 2. End of file.)"
+    )
 
 
 def test_what_the_user_must_mend_is_final():

@@ -5,6 +5,7 @@ Files are in test_sketches.py, tiles in test_tiling.py, photos in test_cleaning.
 Run: pytest tests/test_paint.py
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ from autopainter.sheet import contact_sheet
 from autopainter.tiling import paint_tiles
 from autopainter.trainer import build_generator
 
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "painting.md"
 AUTOPAINTER = str(Path(sys.executable).parent / "autopainter")
 
 
@@ -213,6 +215,39 @@ def test_painting_leaves_its_inputs_as_they_are(painter):
 
 def test_hints_of_another_size_are_refused(painter):
     refusal(lambda: painter.paint(drawing(40, 50), hinted(50, 40)), "40x50", "50x40")
+
+
+# In other programs
+
+
+def test_the_program_of_the_docs_paints_what_the_painter_paints(run, painter, tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    (uri,) = re.findall(r'"(s3://\S+)"', code)
+    cv2.imwrite(str(tmp_path / "sketch.png"), drawing(40, 50))
+    program = [sys.executable, "-W", "error", "-c", code.replace(uri, run)]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    painted = cv2.cvtColor(cv2.imread(str(tmp_path / "painted.png")), cv2.COLOR_BGR2RGB)
+    assert (painted == painter.paint(drawing(40, 50))).all()
+
+
+def test_importing_the_package_imports_no_torch():
+    code = (
+        "import autopainter, sys; assert 'torch' not in sys.modules; autopainter.Painter; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_an_array_may_be_a_view(painter):
+    sketch = drawing(40, 50)[:, ::-1]
+    assert (painter.paint(sketch) == painter.paint(sketch.copy())).all()
+
+
+def test_an_array_that_is_no_sketch_and_no_hints_is_refused(painter):
+    sketch = drawing(40, 50)
+    refusal(lambda: painter.paint(np.stack([sketch] * 3, axis=-1)), "uint8 [40, 50, 3]", "uint8 [height, width]")
+    refusal(lambda: painter.paint(sketch / 255), "float64 [40, 50]", "uint8 [height, width]")
+    refusal(lambda: painter.paint(sketch, hinted(40, 50)[..., :3]), "[40, 50, 3]", "uint8 [height, width, 4]")
 
 
 # Contact sheets

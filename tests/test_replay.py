@@ -372,6 +372,16 @@ def test_the_journal_is_one_list_by_time(
     assert call("journal", run).stdout.endswith("\nnewest checkpoint: step 12 of 12; the run is finished\n")
 
 
+def test_the_journal_says_that_the_last_attempt_has_not_ended(tmp_path: Path, call: Callable[..., Done]) -> None:
+    store = storage.open_store(str(tmp_path / "killed"))
+    checkpoint.begin_attempt(store, {"step": 0, "workers": 2})
+    journal.write(store, "killed", "worker 1: its process was killed", 0)
+    assert "no end" not in call("journal", store.uri).stdout
+    checkpoint.begin_attempt(store, {"step": 0, "workers": 2})
+    said = call("journal", store.uri).stdout.splitlines()[-1]
+    assert said == "attempt 2 has told of no end: it still runs, or its driver was killed"
+
+
 def test_the_journal_of_no_run_and_of_damaged_records(
     tmp_path: Path, call: Callable[..., Done], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -178,7 +178,7 @@ def _pack(
 
 def _exit_if_bad(bad: int, allowed: int) -> None:
     if bad > allowed:
-        click.echo(f"{bad} inputs are bad and {allowed} are allowed; the others are in the data set", err=True)
+        click.echo(f"{bad} inputs are bad and --max-bad allows {allowed}; the others are in the data set", err=True)
         sys.exit(1)
 
 

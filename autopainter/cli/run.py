@@ -112,6 +112,8 @@ def journal(run_uri: str, as_json: bool) -> None:
         click.echo("no checkpoint: the run would begin at step 0")
     else:
         click.echo(f"newest checkpoint: step {step} of {steps}; the run is {'' if finished else 'not '}finished")
+    if not finished and events and events[-1].get("workers"):
+        click.echo(f"attempt {events[-1]['attempt']} has told of no end: it still runs, or its driver was killed")
 
 
 def _events(run: "Store") -> list[dict[str, Any]]:

@@ -301,7 +301,7 @@ class Config(Section):
         if self.loss.feature_weight > 0 and not self.loss.vgg_weights:
             raise ValueError(
                 "loss.vgg_weights: needed because loss.feature_weight is above 0;"
-                " make the file with 'autopainter vgg' or set loss.feature_weight to 0"
+                " name the file that 'autopainter vgg --output FILE' makes, or set loss.feature_weight to 0"
             )
         if self.loss.adversarial == "wgan-gp" and self.model.norm == "batch":
             raise ValueError(

@@ -205,7 +205,7 @@ def load(uri: str) -> Manifest:
         UserError: there is none, or it is of another kind or format version.
         CorruptData: it is damaged.
     """
-    data = storage.read_input(uri, "data.manifest", "'autopainter pack' writes it last")
+    data = storage.read_input(uri, "data.manifest", "name the manifest.json that 'autopainter pack' writes last")
     try:
         document = parse(data)
     except (json.JSONDecodeError, UnicodeDecodeError):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from autopainter.config import Config
 from autopainter.doctor.findings import Finding, failed, gib, ok, one_line, skipped, warning
 from autopainter.doctor.limits import within
+from autopainter.processor import fast_precision
 
 if TYPE_CHECKING:  # a broken torch shall be a finding
     import torch
@@ -40,7 +41,7 @@ def check(config: Config | None, elsewhere: bool) -> Iterator[Finding]:
     if not usable:
         wanted = config is not None and config.cluster.gpus is True and not elsewhere
         yield _none(wanted, torch.version.cuda, " ".join(str(entry.message) for entry in said))
-        yield _processor(build)
+        yield _processor(build, config is not None and config.train.precision == "bfloat16" and not elsewhere)
         return
     yield ok("GPUs", f"{usable}, driver {driver()}, {build}")
     for number in range(usable):
@@ -96,7 +97,8 @@ def _gpu(device: "torch.device") -> Finding:
     return ok(name, f"{detail}; bf16 product right")
 
 
-def _processor(build: str) -> Finding:
+def _processor(build: str, bfloat16: bool) -> Finding:
+    """The processor's arithmetic; ``bfloat16``: a run is to train with it here."""
     import torch
 
     try:
@@ -107,7 +109,14 @@ def _processor(build: str) -> Finding:
         return failed(
             "arithmetic", f"{build}: a bf16 product on the processor is wrong", "use another machine or torch"
         )
-    return ok("arithmetic", f"{build}: bf16 product on the processor right")
+    detail = f"{build}: bf16 product on the processor right"
+    if bfloat16 and fast_precision() == "float32":
+        return warning(
+            "arithmetic",
+            f"{detail}, but not known to be fast here, and train.precision is bfloat16",
+            "set train.precision to float32 for a new run, or train on GPUs",
+        )
+    return ok("arithmetic", detail)
 
 
 def product_is_right(device: "torch.device") -> bool:

@@ -77,6 +77,8 @@ def read_input(uri: str, field: str, advice: str) -> bytes:
         raise UserError(f"{field}: {error}") from None
     except FileNotFoundError:
         raise UserError(f"{field}: {uri}: not found; {advice}") from None
+    except IsADirectoryError:
+        raise UserError(f"{field}: {uri}: is a folder, not a file; {advice}") from None
     except OSError as error:
         raise UserError(f"{field}: {uri}: cannot be read: {error.strerror}") from None
 
