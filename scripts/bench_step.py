@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import psutil
 import safetensors.torch
 import torch
-from measuring import bench_config, cpu, cpu_precision
+from measuring import bench_config, cpu
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,6 +38,7 @@ from autopainter.models import vgg
 from autopainter.models.layers import KeyedDropout, initialise
 from autopainter.models.patchgan import PatchGAN
 from autopainter.pixels import network_input, to_unit
+from autopainter.processor import fast_precision
 from autopainter.trainer import Trainer, build_generator
 
 Step = Callable[[int, Batch], Any]
@@ -263,7 +264,7 @@ def matrix_rate(device: torch.device, threads: int) -> float:
 
 def matrix_precision(device: torch.device) -> str:
     """What the device multiplies fastest in: cores without bfloat16 units emulate it, hundreds of times slower."""
-    return "bfloat16" if device.type == "cuda" else cpu_precision()
+    return "bfloat16" if device.type == "cuda" else fast_precision()
 
 
 # All of them

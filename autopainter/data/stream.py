@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from autopainter import memory
 from autopainter.config import Config
 from autopainter.data import plan, samples
 from autopainter.data.chunks import Split
@@ -97,7 +96,7 @@ def _allocate(size: int, count: int, pinned: bool) -> dict[str, torch.Tensor]:
         }
         return tensors | {"dropout": torch.empty(count, dtype=torch.int64, pin_memory=pinned)}
     except RuntimeError as error:
-        if pinned and memory.ran_out(error):  # it reads as if it were of the GPU's memory
+        if pinned:  # it reads as if it were of the GPU's memory
             raise MemoryError(f"pinned memory of the host: {error}") from error
         raise
 
