@@ -121,13 +121,6 @@ def test_the_commands_do_what_they_say(place: Path, call: Callable[..., Done]) -
     """README's ways in, one after the other; then, with the run that they made, those of other pages."""
 
     def run(words: list[str]) -> None:
-        began = __import__("time").monotonic(), __import__("time").process_time()
-        run2(words)
-        open("/tmp/h2times", "a").write(
-            f"{__import__('time').monotonic() - began[0]:.1f} {__import__('time').process_time() - began[1]:.1f} {words}\n"
-        )
-
-    def run2(words: list[str]) -> None:
         if words[0] == "train":  # it sets up logging for a whole process
             program = [str(Path(sys.executable).parent / "autopainter"), *words]
             done = subprocess.run(program, env=os.environ, text=True, capture_output=True)
@@ -152,7 +145,6 @@ def test_the_commands_do_what_they_say(place: Path, call: Callable[..., Done]) -
         commands = ours((ROOT / f"docs/{page}.md").read_text())
         assert commands
         for words in commands:
-            (place / "painted.png").unlink(missing_ok=True)
             run(words)
         assert made is None or (place / made).stat().st_size > 0
 
