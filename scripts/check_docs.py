@@ -41,6 +41,7 @@ RUN_ELSEWHERE = {
     "ray get-auth-token": "tests/test_job_submit.py",
     "ray start": "tests/test_job_submit.py",
     "ray job submit": "tests/test_job_submit.py",
+    "autopainter export": "tests/test_export.py",
     "autopainter serve": "tests/test_serve.py",
     "kubectl apply": "scripts/cluster_e2e.sh",
 }

@@ -42,7 +42,6 @@ def test_nothing_is_wrong() -> None:
         ("```bash\nautopainter train --config job/configs/slowstart.yaml\n```", "slowstart.yaml"),
         ("```bash\nfor f in a; do kubectl exec x -- autopainter journl RUN; done\n```", "there is no command journl"),
         ("```bash\npython job/train.py --config CONFIG --set train.steps=many\n```", "train.steps"),
-        ("```bash\nray job submit --folder . -- python job/train.py --config CONFIG\n```", "--folder"),
         ("```bash\npython scripts/dashboard.py --checks\n```", "dashboard.py has no option --checks"),
         ("```bash\nbash scripts/cluster_e2e.sh --kind term\n```", "cluster_e2e.py has no option --kind"),
         ("```bash\nbash scripts/image.sh --gpu\n```", "image.sh has no option --gpu"),
@@ -131,22 +130,21 @@ def test_the_commands_do_what_they_say(place: Path, call: Callable[..., Done]) -
 
     ways = ours(README)
     assert [words[0] for words in ways] == [
-        "pack", "pack", "inspect", "train", "doctor", "journal", "checkpoints", "evaluate", "paint", "export",
+        "pack", "pack", "inspect", "train", "doctor", "journal", "checkpoints", "evaluate", "paint",
     ]  # fmt: skip
     for words in ways:
         run(words)
-    for name in ("sheet.png", "painted.png", "painter.onnx"):
-        assert (place / name).stat().st_size > 0
+    for name in ("sheet.png", "painted.png"):
+        assert cv2.imread(str(place / name)) is not None
         (place / name).unlink()
     run(["checkpoints", "pull", "s3://autopainter/runs/quickstart-64", "-o", "RUN"])
-    for page, made in (
-        ("data", "sheet.png"), ("evaluation", None), ("painting", "painted/one.png"), ("export", "painter.pt2"),
-    ):  # fmt: skip
+    for page, count in (("data", 3), ("evaluation", 1), ("painting", 4)):
         commands = ours((ROOT / f"docs/{page}.md").read_text())
-        assert commands
+        assert len(commands) == count
         for words in commands:
             run(words)
-        assert made is None or (place / made).stat().st_size > 0
+    for name in ("sheet.png", "painted.png", "painted/one.png", "painted/more.png"):
+        assert cv2.imread(str(place / name)) is not None
 
 
 def test_every_command_of_the_readme_is_run_somewhere() -> None:
