@@ -38,9 +38,10 @@ RUN_ELSEWHERE = {
     "bash scripts/test.sh": ".ci/run",
     "autopainter vgg": "tests/test_quickstart.py",
     "python job/train.py": "tests/test_job.py",
-    "ray get-auth-token": "tests/test_job_submit.py",
+    "ray get-auth-token": "tests/test_docs.py",
     "ray start": "tests/test_job_submit.py",
     "ray job submit": "tests/test_job_submit.py",
+    "autopainter export": "tests/test_export.py",
     "autopainter serve": "tests/test_serve.py",
     "kubectl apply": "scripts/cluster_e2e.sh",
 }
