@@ -82,7 +82,7 @@ class S3Store(Store):
             except botocore.exceptions.ParamValidationError as error:
                 raise UserError(f"{self.locate(key)}: not a valid bucket or key") from error
             except (botocore.exceptions.BotoCoreError, *_CONNECTION) as error:
-                raise Transient(f"{self.locate(key)}: {one_line(error)}") from error
+                raise Transient(f"{self.locate(key)}: {one_line(error)}{_forgotten_endpoint()}") from error
             except ValueError as error:  # of making the client
                 raise UserError(
                     f"{self.locate(key)}: {one_line(error)}; write AWS_ENDPOINT_URL as http://HOST:PORT"
@@ -98,7 +98,7 @@ class S3Store(Store):
         if code in _REFUSED or status in (401, 403):
             return UserError(
                 f"{self.locate(key)}: {shared_client().meta.endpoint_url} refused the credentials ({code});"
-                " check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights of that key"
+                f" check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights of that key{_forgotten_endpoint()}"
             )
         if code in _MISSING or status == 404:
             return FileNotFoundError(f"{self.locate(key)}: not found")
@@ -281,6 +281,11 @@ class _Download:
 
 def _status(error: botocore.exceptions.ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _forgotten_endpoint() -> str:
+    """What to add to a failure that may come from asking AWS for what is elsewhere."""
+    return "" if _CUSTOM_ENDPOINT & os.environ.keys() else "; if the bucket is not at AWS, set AWS_ENDPOINT_URL"
 
 
 @functools.cache
