@@ -396,6 +396,14 @@ def test_unfit_settings_are_said_at_once(s3, s3_uri, changes, words):
     assert s3_uri in message
 
 
+def test_a_forgotten_address_is_asked_for(s3, s3_uri):
+    settings = {name: value for name, value in s3.env.items() if name != "AWS_ENDPOINT_URL"}
+    nowhere = {"HTTPS_PROXY": "http://127.0.0.1:1"}  # so that AWS is never asked
+    kind, message, _ = outcome("store.list()", s3_uri, {**settings, **nowhere})
+    assert kind == "StorageError"
+    assert "if the bucket is not at AWS, set AWS_ENDPOINT_URL" in message
+
+
 def test_the_region_is_taken_from_the_environment(s3, s3_uri):
     settings = {name: value for name, value in s3.env.items() if name != "AWS_DEFAULT_REGION"}
     code = "assert storage.s3.shared_client().meta.region_name == 'eu-north-1'"

@@ -76,7 +76,7 @@ class S3Store(Store):
             except botocore.exceptions.ParamValidationError as error:
                 raise UserError(f"{self.locate(key)}: not a valid bucket or key") from error
             except (botocore.exceptions.BotoCoreError, *CONNECTION_ERRORS) as error:
-                raise Transient(f"{self.locate(key)}: {one_line(error)}") from error
+                raise Transient(f"{self.locate(key)}: {one_line(error)}{_forgotten_endpoint()}") from error
             except ValueError as error:  # of making the client
                 raise UserError(
                     f"{self.locate(key)}: {one_line(error)}; write AWS_ENDPOINT_URL as http://HOST:PORT"
@@ -92,7 +92,7 @@ class S3Store(Store):
         if code in _REFUSED or status in (401, 403):
             return UserError(
                 f"{self.locate(key)}: {shared_client().meta.endpoint_url} refused the credentials ({code});"
-                " check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights of that key"
+                f" check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights of that key{_forgotten_endpoint()}"
             )
         if code in _MISSING or status == 404:
             return FileNotFoundError(f"{self.locate(key)}: not found")
@@ -189,6 +189,11 @@ class S3Store(Store):
 
     def _abort(self, upload: dict[str, Any], client: Any) -> None:
         client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+
+def _forgotten_endpoint() -> str:
+    """What to add to a failure that may come from asking AWS for what is elsewhere."""
+    return "" if _CUSTOM_ENDPOINT & os.environ.keys() else "; if the bucket is not at AWS, set AWS_ENDPOINT_URL"
 
 
 @functools.cache
