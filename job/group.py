@@ -61,9 +61,9 @@ def run(
             _show(link, show)
         if not ended.done():
             log.info("stopping: the workers save after their next step")
-            told = _end(link, ended, config.cluster.stop_seconds)
+            in_time = _end(link, ended, config.cluster.stop_seconds)
             _show(link, show)
-            if not told:
+            if not in_time:
                 return "stopped"
         return str(ended.result())
     finally:
