@@ -66,12 +66,9 @@ def preflight(config: Config, world: int, origin: str, wanted: resume.Resume = "
     """
     config.check_world(world, origin)
     manifest = manifests.load(config.data.manifest)
-    store = storage.open_store(manifest.uri)
-    for name in ("train", "validation"):
-        shard = manifest.split(name)[0]
+    for name in manifests.SPLITS:
         Split(manifest, name, config)  # raises if it has no drawings and stored ones are wanted
-        if store.size(shard.key) != shard.bytes:
-            raise UserError(f"data.manifest: {store.locate(shard.key)} is not the shard that the manifest describes")
+        manifests.check_shard(manifest, name)
     if config.loss.feature_weight > 0:
         assert config.loss.vgg_weights is not None
         vgg.load(config.loss.vgg_weights, config.loss.feature_layer, config.loss.vgg_sha256)
@@ -98,7 +95,7 @@ def train(config: Config, device: torch.device, host: Host | None = None) -> End
     config.check_world(parallel.world(), "the number of workers")
     if config.model.norm == "batch" and parallel.world() > 1 and device.type == "cpu":
         raise UserError("model.norm: batch is synchronised over workers on GPUs only; use instance or group")
-    _prepare(config, device)
+    prepare(config, device)
     run = storage.open_store(config.run.uri)
     try:
         ended = _Run(config, device, run, host or Host()).train()
@@ -113,8 +110,8 @@ def train(config: Config, device: torch.device, host: Host | None = None) -> End
     return ended
 
 
-def _prepare(config: Config, device: torch.device) -> None:
-    """Settings of this process."""
+def prepare(config: Config, device: torch.device) -> None:
+    """Make the settings of this process that decide how its numbers are computed, to the bit."""
     if device.type == "cpu":
         if config.train.precision == "bfloat16" and fast_precision() == "float32" and parallel.rank() == 0:
             log.warning(

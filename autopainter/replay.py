@@ -7,7 +7,6 @@ checkpoint before it, in one process. The run is only read.
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from autopainter.data import manifest as manifests
 from autopainter.data.manifest import Manifest
 from autopainter.data.stream import Batch, TrainingStream
 from autopainter.errors import UserError
+from autopainter.loop import prepare
 from autopainter.storage import Store
 from autopainter.trainer import SCALARS, Trainer
 
@@ -118,7 +118,7 @@ def replay(
     beginning, left = _find(run, step)
     config = _as_in_a_worker(beginning, run, device)
     manifest = _manifest(beginning)
-    _prepare(config, device)
+    prepare(config, device)  # as the run did
     trainer = Trainer(config, device)
     if beginning.tensors is not None:
         trainer.load_state(beginning.tensors, beginning.start)
@@ -226,19 +226,8 @@ def _manifest(beginning: _Beginning) -> Manifest:
     uri = beginning.config.data.manifest
     manifest = manifests.load(uri)
     manifests.check_trained_on(manifest, uri, beginning.config.run.uri, beginning.manifest_id, "")
-    store, shard = storage.open_store(manifest.uri), manifest.split("train")[0]
-    if store.size(shard.key) != shard.bytes:
-        raise UserError(f"data.manifest: {store.locate(shard.key)} is not the shard that the manifest describes")
+    manifests.check_shard(manifest, "train")
     return manifest
-
-
-def _prepare(config: Config, device: torch.device) -> None:
-    """Settings of this process: as ``loop`` makes them, so that a run in one process is repeated bit for bit."""
-    if device.type == "cpu":
-        torch.set_num_threads(config.train.threads or os.cpu_count() or 1)
-    else:
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.deterministic = True
 
 
 def _go_to(step: int, trainer: Trainer, stream: TrainingStream, start: int, progress: Callable[[int], None]) -> None:

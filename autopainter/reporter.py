@@ -26,7 +26,13 @@ _NEWS_SECONDS = 10.0  # the host hears of checkpoints no more often: it costs al
 
 
 class Reporter:
-    """What worker 0 does beside training: events, metrics, progress lines and checkpoints."""
+    """Everything that is done once for all workers, for one start of the run, whose attempt number it takes.
+
+    Args:
+        start: steps that were done before this start.
+        host: hears of progress and of checkpoints.
+        metrics: those of this worker, which keep the run's own too.
+    """
 
     def __init__(
         self, trainer: Trainer, manifest: Manifest, run: Store, start: int, host: Host, metrics: Metrics
@@ -91,6 +97,7 @@ class Reporter:
             raise self.checkpoints.error
 
     def close(self) -> None:
+        """Wait for the checkpoint that is being written, and end the events."""
         self.checkpoints.wait()
         self.events.close()
 

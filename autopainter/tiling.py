@@ -5,11 +5,10 @@ from collections.abc import Callable
 
 import torch
 
+from autopainter.data.hints import PAPER
+
 OVERLAP = 0.25
 """Least share of a tile that its neighbour covers too; with 0.5 seams are no fainter and the work is twice as much."""
-
-PAPER = 230
-"""Sketch pixels above this are no line, as in ``autopainter.data.hints``."""
 
 
 def paint_tiles(

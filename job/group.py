@@ -24,6 +24,7 @@ from job.worker import train_worker
 log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.2  # between two looks at whether a stop was asked for
+_LAST_LOOK_SECONDS = 5.0
 _WORKER_ENVIRONMENT = {
     # glibc's default lets each of a worker's many threads keep free memory of its own, and ``memory.trim`` cannot give
     # all of that back: worker 0 grew for hours.
@@ -39,11 +40,12 @@ def run(
     Raises:
         TrainingFailedError, RayError: it failed.
     """
+    link = driver_link()
+    progress = _Progress(link, show)
     # Ray Train wants a place for its own notes. Checkpoints are the library's, so nothing in there is ever needed
     # again, and a folder that is new for each start cannot hold a stale or damaged note.
     notes = ScratchFolder("ray")
     try:
-        link = driver_link()
         parameters = {"config": config.model_dump(mode="json"), "link": link, "log_format": log_format}
         trainer = _trainer(config, parameters, str(notes.path))
         ended: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -58,23 +60,46 @@ def run(
         threading.Thread(target=fit, name="fit", daemon=True).start()
         while not ended.done() and not stop.is_set():
             concurrent.futures.wait([ended], timeout=_LOOK_SECONDS)
-            _show(link, show)
+            progress.look(_LOOK_SECONDS)
         if not ended.done():
             log.info("stopping: the workers save after their next step")
-            told = _end(link, ended, config.cluster.stop_seconds)
-            _show(link, show)
-            if not told:
+            if not _end(link, ended, config.cluster.stop_seconds):
                 return "stopped"
         return str(ended.result())
     finally:
+        progress.finish()
         notes.remove()
 
 
-def _show(link: Any, show: Callable[[TrainingProgress], None]) -> None:
-    """Show what the workers have told."""
-    with contextlib.suppress(ray.exceptions.RayError):  # it is being started again
-        for progress in ray.get(link.told.remote(), timeout=_LOOK_SECONDS):
-            show(progress)
+class _Progress:
+    """Shows what the workers tell.
+
+    An answer that comes late is waited for again at the next look: what is in it is told only once.
+    """
+
+    def __init__(self, link: Any, show: Callable[[TrainingProgress], None]) -> None:
+        self._link, self._show = link, show
+        self._asked: Any = None
+
+    def look(self, seconds: float) -> None:
+        """Show what has been told, if the answer comes within so many seconds."""
+        try:
+            if self._asked is None:
+                self._asked = self._link.told.remote()
+            told = ray.get(self._asked, timeout=seconds)
+        except ray.exceptions.GetTimeoutError:
+            return
+        except ray.exceptions.RayError:  # it is being started again
+            told = []
+        self._asked = None
+        for progress in told:
+            self._show(progress)
+
+    def finish(self) -> None:
+        """Show the rest."""
+        if self._asked is not None:
+            self.look(_LAST_LOOK_SECONDS)
+        self.look(_LAST_LOOK_SECONDS)
 
 
 def _end(link: Any, ended: "concurrent.futures.Future[Any]", seconds: float) -> bool:

@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import random
 import re
@@ -27,7 +26,6 @@ import shutil
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +36,7 @@ from chaos_checks import MARK, check, is_alive, left_over
 from chaos_watch import ROOT, Attempt, Driver, Failed, Kill, NoEffect, Watch
 from faulty_proxy import FaultyProxy
 from services import RayCluster, RayNode, SeaweedFS, ServiceError
+from trial import trial
 
 from autopainter import checkpoint, storage
 
@@ -452,32 +451,14 @@ def main() -> int:
         print("memory: LEFT OUT, it needs the right to mount, as root has on most machines")
     if options.kills < 1:
         parser.error("--kills: at least 1")
-
-    def leave(signum: int, _: object) -> None:
-        raise SystemExit(128 + signum)  # through all the clean-up
-
-    signal.signal(signal.SIGTERM, leave)
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it names each purge of a resumed run
-    folder = (options.folder or Path(tempfile.mkdtemp(prefix="autopainter-chaos-"))).absolute()
-    chaos, began, failed = Chaos(folder, options.seed), time.monotonic(), ""
-    try:
+    with trial(options.folder, "autopainter-chaos-", (Failed, ServiceError)) as held:
+        chaos = Chaos(held.folder, options.seed)
         run(chaos, kinds, options.kills)
-    except (Failed, ServiceError) as error:
-        failed = str(error)
-    except BaseException:
-        if not options.folder:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    result = {"failed": failed, "seed": options.seed, "seconds": time.monotonic() - began, **report(chaos)}
+    result = {"failed": held.failed, "seed": options.seed, "seconds": held.seconds, **report(chaos)}
     if options.json:
         options.json.write_text(json.dumps(result, indent=1))
-    if failed:
-        print(f"FAILED: {failed}\nthe logs are in {folder}", flush=True)
-        return 1
-    print(f"{len(chaos.kills)} faults in {result['seconds']:.0f} s, the undisturbed run among them: all holds")
-    if not options.folder:
-        shutil.rmtree(folder)
-    return 0
+    seconds = f"{result['seconds']:.0f} s"
+    return held.conclude(f"{len(chaos.kills)} faults in {seconds}, the undisturbed run among them: all holds")
 
 
 if __name__ == "__main__":

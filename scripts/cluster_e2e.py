@@ -22,12 +22,9 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import shutil
-import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -39,6 +36,7 @@ from e2e_faults import KINDS
 from e2e_manifests import STEPS
 from e2e_scenario import Scenario
 from services import ServiceError
+from trial import trial
 
 from autopainter.errors import StorageError
 
@@ -100,39 +98,19 @@ def main() -> int:
         parser.error("root is needed: the pods' folders belong to their user")
     if shutil.which("prometheus") is None:
         parser.error("prometheus is not installed")
-
-    def leave(signum: int, _: object) -> None:
-        raise SystemExit(128 + signum)  # through all the clean-up
-
-    signal.signal(signal.SIGTERM, leave)
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it names each purge of a resumed run
-    folder = (options.folder or Path(tempfile.mkdtemp(prefix="ap-e2e-", dir="/tmp"))).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    began, failed = time.monotonic(), ""
     result: dict[str, Any] = {"faults": [], "facts": []}
-    try:
-        run(options, folder, result)
-    except (Failed, ServiceError, StorageError, OSError) as error:
-        failed = str(error)
-    except BaseException:
-        if not options.folder:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    seconds = time.monotonic() - began
+    failures = (Failed, ServiceError, StorageError, OSError)
+    with trial(options.folder, "ap-e2e-", failures, place="/tmp") as held:
+        run(options, held.folder, result)
+    seconds = held.seconds
     print(e2e_faults.table(result["faults"]))
     print("\n".join(f"{what}: {how}" for what, how in result["facts"]))
     if options.json:
         faults = [dataclasses.asdict(fault) for fault in result["faults"]]
         options.json.write_text(
-            json.dumps({**result, "faults": faults, "failed": failed, "seconds": seconds}, indent=1)
+            json.dumps({**result, "faults": faults, "failed": held.failed, "seconds": seconds}, indent=1)
         )
-    if failed:
-        print(f"FAILED: {failed}\nthe logs are in {folder}", flush=True)
-        return 1
-    print(f"{len(result['faults'])} faults, {seconds:.0f} s in all: all holds")
-    if not options.folder:
-        shutil.rmtree(folder)
-    return 0
+    return held.conclude(f"{len(result['faults'])} faults, {seconds:.0f} s in all: all holds")
 
 
 if __name__ == "__main__":

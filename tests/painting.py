@@ -15,6 +15,7 @@ from autopainter import config as configuration
 from autopainter.cli import cli, exit_code_of
 from autopainter.config import Config
 from autopainter.errors import UserError
+from autopainter.models.unet import UNet
 from autopainter.trainer import build_generator
 
 Image = NDArray[np.uint8]
@@ -35,20 +36,39 @@ def save_run(
     Args:
         document: the configuration that the checkpoints tell, if it is another one.
     """
-    store = storage.open_store(str(folder))
-    document = document or config.model_dump(mode="json")
-    meta = {"manifest_id": "0" * 64, "identity": config.identity(), "config": document}
-    writer = checkpoint.CheckpointWriter(store, checkpoint.begin_attempt(store, {}), checkpoint.Retention(10), meta)
-    for step, score in scores.items():
+
+    def painter(step: int) -> UNet:
         generator = build_generator(config)
         with torch.no_grad():  # far from the small weights of the start, so that pictures differ
             for number, parameter in enumerate(generator.parameters()):
                 random = torch.Generator().manual_seed(1000 * step + number)
                 parameter.copy_(torch.randn(parameter.shape, generator=random) * (0.2 if parameter.dim() > 1 else 1))
+        return generator
+
+    painters = [(step, painter(step), score) for step, score in scores.items()]
+    return save_painters(folder, document or config.model_dump(mode="json"), painters)
+
+
+def save_painters(
+    folder: Path,
+    document: dict[str, Any],
+    painters: Iterable[tuple[int, UNet, float | None]],
+    manifest_id: str = "0" * 64,
+) -> str:
+    """A run with checkpoints of these steps, generators and scores; its URI.
+
+    Args:
+        document: the configuration that the checkpoints tell.
+        manifest_id: of the data set that they tell.
+    """
+    store = storage.open_store(str(folder))
+    meta = {"manifest_id": manifest_id, "config": document}
+    writer = checkpoint.CheckpointWriter(store, checkpoint.begin_attempt(store, {}), checkpoint.Retention(10), meta)
+    for step, generator, score in painters:
         writer.save(step, {f"average.{name}": tensor for name, tensor in generator.state_dict().items()}, score)
         writer.wait()
     assert writer.error is None
-    return str(folder)
+    return store.uri
 
 
 def damage(run: str, step: int) -> None:

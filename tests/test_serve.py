@@ -24,6 +24,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from painting import save_painters
 from selenium import webdriver
 from selenium.webdriver import Keys
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
@@ -31,7 +32,6 @@ from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from autopainter import checkpoint, storage
 from autopainter import config as configuration
 from autopainter.pixels import network_input, to_unit
 from autopainter.serve.server import WAITING
@@ -66,13 +66,7 @@ def run(tmp_path_factory):
         optimizer.zero_grad()
         (error.mean() + (error * mask).sum() / mask.sum() / 3).backward()
         optimizer.step()
-    store = storage.open_store(str(tmp_path_factory.mktemp("run")))
-    meta = {"manifest_id": "0" * 64, "identity": config.identity(), "config": config.model_dump(mode="json")}
-    writer = checkpoint.CheckpointWriter(store, checkpoint.begin_attempt(store, {}), checkpoint.Retention(1), meta)
-    writer.save(7, {f"average.{name}": tensor for name, tensor in generator.state_dict().items()})
-    writer.wait()
-    assert writer.error is None
-    return store.uri
+    return save_painters(tmp_path_factory.mktemp("run"), config.model_dump(mode="json"), [(7, generator, None)])
 
 
 class Site:

@@ -5,20 +5,20 @@ import logging
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from autopainter import logs
 from autopainter.cli.common import Start, print_plan, start_options
-from autopainter.config import ENVIRONMENT_PREFIX, fields
+from autopainter.config import ENVIRONMENT_PREFIX, FeatureLayer, fields
 from autopainter.errors import UserError
 
 
 @click.command()
 @click.option(
     "--layer",
-    type=click.Choice(["relu2_2", "relu3_2", "relu4_3"]),
+    type=click.Choice(get_args(FeatureLayer)),
     default="relu2_2",
     show_default=True,
     help="Last layer that is needed; as loss.feature_layer.",

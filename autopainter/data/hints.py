@@ -21,7 +21,8 @@ _STROKE_PIXELS = 120
 _STROKE_WIDTH = 16
 _SAME_COLOR = 30  # largest change of R + G + B inside one hint
 _WHITE = 245  # a target pixel with all channels above this needs no hint
-_PAPER = 230  # a sketch pixel above this is no line
+PAPER = 230
+"""Sketch pixels above this are no line."""
 
 
 def draw(color: Image, sketch: Image, config: Hints, random: np.random.Generator) -> Image:
@@ -43,7 +44,7 @@ def draw(color: Image, sketch: Image, config: Hints, random: np.random.Generator
     scale = size / _REFERENCE_SIZE
     blurred = _blur(color, max(_BLUR_SIGMA * scale, 0.3))
     white = cv2.inRange(color, (_WHITE,) * 3, (255,) * 3)
-    colored = np.flatnonzero(cv2.inRange(sketch, _PAPER + 1, 255) > white)
+    colored = np.flatnonzero(cv2.inRange(sketch, PAPER + 1, 255) > white)
     if len(colored) == 0:
         return hints
     for _ in range(random.integers(config.max_blocks + 1)):

@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 
 from autopainter import storage
 from autopainter.data import groups, manifest, pool, tarindex
-from autopainter.data.manifest import Sample, Samples, Shard
+from autopainter.data.manifest import SPLITS, Sample, Samples, Shard
 from autopainter.data.pictures import BrokenInput, decode_stored
-from autopainter.data.shard import SPLITS, place_of_group
+from autopainter.data.shard import place_of_group
 from autopainter.data.tarindex import Place
 from autopainter.errors import UserError
 from autopainter.uri import split as split_uri

@@ -20,6 +20,7 @@ from autopainter.uri import split
 
 FORMAT = "autopainter-manifest"
 VERSION = 2
+SPLITS = ("train", "validation")
 CHUNK_SAMPLES = 16
 """Neighbouring samples that are fetched, checked and shuffled as one unit."""
 
@@ -119,7 +120,7 @@ class Manifest:
 
     Attributes:
         info: name, source, licence and the options of packing, for people.
-        splits: shards of ``train`` and ``validation``, in order.
+        splits: shards of each of ``SPLITS``, in order.
         uri: folder or s3:// URI that the shards are in: that of the manifest, unless it was made by ``index``.
         id: sha256 of the manifest's bytes.
     """
@@ -227,6 +228,18 @@ def load(uri: str) -> Manifest:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptData(f"data.manifest: {uri}: damaged: {error}") from None
     return Manifest(info, splits, place, hashlib.sha256(data).hexdigest())
+
+
+def check_shard(manifest: Manifest, split: str) -> None:
+    """Check that the first shard of a split has its size.
+
+    Raises:
+        UserError: it has not, or is not there; or the split is empty.
+        StorageError: storage kept failing.
+    """
+    store, shard = storage.open_store(manifest.uri), manifest.split(split)[0]
+    if store.size(shard.key) != shard.bytes:
+        raise UserError(f"data.manifest: {store.locate(shard.key)} is not the shard that the manifest describes")
 
 
 def check_trained_on(manifest: Manifest, uri: str, run: str, manifest_id: str, advice: str) -> None:

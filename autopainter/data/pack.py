@@ -16,12 +16,11 @@ from typing import Any
 from autopainter import storage
 from autopainter.config import flatten
 from autopainter.data import groups, manifest, pool
-from autopainter.data.manifest import Manifest
+from autopainter.data.manifest import SPLITS, Manifest
 from autopainter.data.pool import Run
 from autopainter.data.shard import (
     DEFAULTS,
     LEFT_OUT,
-    SPLITS,
     LeftOut,
     PackOptions,
     ShardPlan,

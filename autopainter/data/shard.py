@@ -17,11 +17,9 @@ import webdataset
 
 from autopainter import storage
 from autopainter.data import groups, manifest, tarindex
-from autopainter.data.manifest import CHUNK_SAMPLES, Sample, Samples, Shard
+from autopainter.data.manifest import CHUNK_SAMPLES, SPLITS, Sample, Samples, Shard
 from autopainter.data.sources import BrokenInput, Item, NoDrawing, Pair, Source, Undecided
 from autopainter.errors import CorruptData, UserError
-
-SPLITS = ("train", "validation")
 
 # The picture is what a model learns to paint: without chroma subsampling its colours end where its lines are (44 dB
 # instead of 35 on OpenMoji at 96 pixels, for 20 % more bytes).

@@ -43,7 +43,7 @@ def check_data(config: Config, seconds: float) -> Iterator[Finding]:
     counts = [f"{name} {sum(len(shard.samples) for shard in shards)}" for name, shards in manifest.splits.items()]
     yield ok(check, f"{uri}: {', '.join(counts)} samples, id {manifest.id[:12]}")
     yield _shards(manifest, seconds)
-    for name in ("train", "validation"):
+    for name in manifests.SPLITS:
         yield _split(manifest, name, config, seconds)
 
 
