@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from autopainter import compiling, diverged, journal, memory, parallel, resume, storage
+from autopainter import arithmetic, compiling, diverged, journal, memory, parallel, resume, storage
 from autopainter.cgroup import Groups
 from autopainter.config import Config
 from autopainter.data import manifest as manifests
@@ -20,7 +19,6 @@ from autopainter.errors import Diverged, UserError
 from autopainter.host import Host
 from autopainter.models import vgg
 from autopainter.parallel import Readback, Request
-from autopainter.processor import fast_precision
 from autopainter.reporter import Reporter
 from autopainter.storage import Store
 from autopainter.telemetry.metrics import Metrics
@@ -95,7 +93,7 @@ def train(config: Config, device: torch.device, host: Host | None = None) -> End
     config.check_world(parallel.world(), "the number of workers")
     if config.model.norm == "batch" and parallel.world() > 1 and device.type == "cpu":
         raise UserError("model.norm: batch is synchronised over workers on GPUs only; use instance or group")
-    prepare(config, device)
+    arithmetic.prepare(config, device)
     run = storage.open_store(config.run.uri)
     try:
         ended = _Run(config, device, run, host or Host()).train()
@@ -108,22 +106,6 @@ def train(config: Config, device: torch.device, host: Host | None = None) -> End
         raise
     memory.forget_kernel_kills(run)
     return ended
-
-
-def prepare(config: Config, device: torch.device) -> None:
-    """Make the settings of this process that decide how its numbers are computed, to the bit."""
-    if device.type == "cpu":
-        if config.train.precision == "bfloat16" and fast_precision() == "float32" and parallel.rank() == 0:
-            log.warning(
-                "train.precision: bfloat16, but this processor is not known to multiply in it and may take many times"
-                " as long as in float32; for a new run set train.precision=float32"
-            )
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun and by Ray Train
-        torch.set_num_threads(config.train.threads or max((os.cpu_count() or 1) // here, 1))
-    else:
-        torch.cuda.set_device(device)
-        # One kind of GPU, one choice of kernels: what a resumed run computes is what the first one computed.
-        torch.backends.cudnn.deterministic = True
 
 
 class _Run:

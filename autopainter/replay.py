@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 import torch
 
-from autopainter import checkpoint, diverged, memory, storage
+from autopainter import arithmetic, checkpoint, diverged, memory, storage
 from autopainter.checkpoint import Checkpoint, Tensors
 from autopainter.config import Config, restore
 from autopainter.data import manifest as manifests
 from autopainter.data.manifest import Manifest
 from autopainter.data.stream import Batch, TrainingStream
 from autopainter.errors import UserError
-from autopainter.loop import prepare
 from autopainter.storage import Store
 from autopainter.trainer import SCALARS, Trainer
 
@@ -118,7 +117,7 @@ def replay(
     beginning, left = _find(run, step)
     config = _as_in_a_worker(beginning, run, device)
     manifest = _manifest(beginning)
-    prepare(config, device)  # as the run did
+    arithmetic.prepare(config, device)  # as the run did
     trainer = Trainer(config, device)
     if beginning.tensors is not None:
         trainer.load_state(beginning.tensors, beginning.start)

@@ -48,7 +48,7 @@ PYTHON
     autopainter metrics --folder "$folder/metrics" --port 9411 --host 127.0.0.1 &
     local server=$!
     curl --silent --retry 20 --retry-delay 1 --retry-connrefused http://127.0.0.1:9411/metrics |
-        grep -E '^autopainter_(steps|images|data_wait|checkpoint|step_seconds|gpu)' || code=1
+        grep -E '^autopainter_(step|images|data_wait|checkpoint|gpu)' || code=1
     kill "$server"
     autopainter checkpoints list "$folder/runs/gpu"
     [ "$code" = 124 ]

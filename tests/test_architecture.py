@@ -23,9 +23,9 @@ LAYERS = (
     ("diverged", "evaluate"),
     ("paint",),
     ("trainer",),
-    ("memory", "telemetry", "sheet", "host", "cleaning"),
+    ("memory", "telemetry", "sheet", "host", "cleaning", "tiling", "arithmetic"),
     ("data", "models", "losses", "checkpoint", "journal", "schedule", "parallel", "progress", "compiling"),
-    ("storage", "config", "seeding", "pixels", "tiling", "scratch", "logs", "cgroup", "processor", "extras"),
+    ("storage", "config", "seeding", "pixels", "scratch", "logs", "cgroup", "processor", "extras"),
     ("uri", "errors", "autopainter"),
 )
 """Modules and packages from top to bottom: each may import those below it. A package is one thing here: what its

@@ -317,7 +317,8 @@ def test_bfloat16_is_for_the_networks_alone(make, microbatch):
     exact, rough = make(), make("train.precision=bfloat16", f"train.microbatch={microbatch}")
     expected, scalars = run(exact, [0])[0], run(rough, [0])[0]
     for name, value, right in zip(SCALARS, scalars.tolist(), expected.tolist(), strict=True):
-        assert value == pytest.approx(right, rel=0.03, abs=0.03), name
+        # Where a product is rounded depends on the processor; a norm adds up what all layers make of that.
+        assert value == pytest.approx(right, rel=0.05 if name.endswith("norm") else 0.03, abs=0.03), name
     assert scalars.dtype == torch.float32
     assert {tensor.dtype for tensor in rough.state().values()} == {torch.float32}
     assert not torch.equal(scalars, expected)

@@ -1,0 +1,28 @@
+"""How a process computes: what decides its numbers to the bit."""
+
+import logging
+import os
+
+import torch
+
+from autopainter import parallel
+from autopainter.config import Config
+from autopainter.processor import fast_precision
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: Config, device: torch.device) -> None:
+    """Make the settings of this process that decide how its numbers are computed, to the bit."""
+    if device.type == "cpu":
+        if config.train.precision == "bfloat16" and fast_precision() == "float32" and parallel.rank() == 0:
+            log.warning(
+                "train.precision: bfloat16, but this processor is not known to multiply in it and may take many times"
+                " as long as in float32; for a new run set train.precision=float32"
+            )
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun and by Ray Train
+        torch.set_num_threads(config.train.threads or max((os.cpu_count() or 1) // here, 1))
+    else:
+        torch.cuda.set_device(device)
+        # One kind of GPU, one choice of kernels: what a resumed run computes is what the first one computed.
+        torch.backends.cudnn.deterministic = True
