@@ -11,12 +11,12 @@ from typing import ClassVar
 import chaos_checks
 import pytest
 import torch
+from waiting import PATIENCE_SECONDS
 
 from autopainter import checkpoint, storage
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 24
-_LONGEST_SECONDS = 240
 JOB = (sys.executable, "job/train.py")
 RARELY = "checkpoint.every_seconds=1000", "checkpoint.max_age_seconds=2000"  # so that only what is tested saves
 
@@ -35,7 +35,7 @@ class Driver:
             cwd=ROOT, env=os.environ | {"RAY_DEDUP_LOGS": "0"} | environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-        self._watchdog = threading.Timer(_LONGEST_SECONDS, self.process.kill)  # a test that waits for nothing fails
+        self._watchdog = threading.Timer(PATIENCE_SECONDS, self.process.kill)  # a test that waits for nothing fails
         self._watchdog.daemon = True
         self._watchdog.start()
 
@@ -59,7 +59,7 @@ class Driver:
         assert self.process.stdout is not None
         self.lines += self.process.stdout.readlines()
         output = "".join(self.lines)
-        assert self.process.wait(timeout=300) == code, output
+        assert self.process.wait(timeout=PATIENCE_SECONDS) == code, output
         return output
 
 

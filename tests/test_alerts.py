@@ -15,6 +15,7 @@ import dashboard
 import pytest
 import yaml
 from conftest import ROOT
+from waiting import PATIENCE_SECONDS
 
 from autopainter.telemetry.metric_list import METRICS
 
@@ -37,7 +38,7 @@ RULES = [rule for group in groups() for rule in group["rules"]]
 
 
 def promtool(*arguments: object) -> None:
-    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from bench_step import VARIANTS, Plain, random_batch, random_features, settings_of
 from conftest import ROOT
+from waiting import PATIENCE_SECONDS
 
 from autopainter.trainer import SCALARS
 
@@ -22,7 +23,7 @@ SMALL = ["model.generator_width=4", "model.discriminator_width=4"]
 
 def script(name, *arguments):
     command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name not in ("plain", "compile")])

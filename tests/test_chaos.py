@@ -13,6 +13,7 @@ import urllib.parse
 import pytest
 from conftest import ROOT
 from faulty_proxy import FAULTS, FaultyProxy
+from waiting import PATIENCE_SECONDS
 
 from autopainter import storage
 from autopainter.data import manifest
@@ -51,7 +52,7 @@ def keys_and_pixels(dataset, config):
 
 def test_random_trials_end_in_the_right_data_or_a_clear_error():
     command = [sys.executable, str(ROOT / "scripts/chaos_stream.py"), "--trials", "12", "--seed", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     whole, stopped = re.search(r"outcomes: (\d+) whole, (\d+) stopped, 0 third, 0 hang", done.stdout).groups()
     assert int(whole) + int(stopped) == 12

@@ -19,6 +19,7 @@ import pytest
 from conftest import ROOT
 from faulty_proxy import FaultyProxy
 from services import RayNode, SeaweedFS
+from waiting import PATIENCE_SECONDS
 
 SCRIPT = (sys.executable, str(ROOT / "scripts/chaos.py"))
 
@@ -52,7 +53,7 @@ def test_the_script_leaves_no_process_when_it_is_stopped(tmp_path: Path) -> None
             token = environment.removeprefix(mark).decode()
             assert chaos_checks.left_over(token)
             script.send_signal(signal.SIGTERM)
-            assert script.wait(timeout=60) == 128 + signal.SIGTERM
+            assert script.wait(timeout=PATIENCE_SECONDS) == 128 + signal.SIGTERM
             assert chaos_checks.left_over(token) == []
         finally:
             script.kill()

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from waiting import PATIENCE_SECONDS
 
 from autopainter import checkpoint
 from autopainter.checkpoint import CheckpointWriter, Retention, begin_attempt
@@ -440,7 +441,9 @@ def begin_upload(uri, key):
 
 
 def test_the_upload_of_a_killed_attempt_is_aborted_by_the_next_one(runs_uri):
-    done = subprocess.run([sys.executable, "-c", KILLED, runs_uri], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, runs_uri], capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
     state = f"checkpoints/{2:08d}/000001/state.safetensors"
     assert uploads(runs_uri) == [state]

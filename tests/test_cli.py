@@ -15,6 +15,7 @@ import boto3
 import pytest
 from conftest import ROOT
 from services import SeaweedFS
+from waiting import PATIENCE_SECONDS
 
 from autopainter.config import Config
 from autopainter.storage import open_store
@@ -24,7 +25,9 @@ JOB = [sys.executable, "job/train.py"]
 
 
 def call(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
 
 
 def sets(settings: list[str]) -> list[str]:
@@ -90,7 +93,7 @@ def test_an_interrupted_train_command_saves_and_says_how_to_go_on(
             break
     program.send_signal(number)
     rest = program.stderr.read()
-    assert program.wait(timeout=60) == code
+    assert program.wait(timeout=PATIENCE_SECONDS) == code
     assert re.search(r"stopped after step \d+; the same command continues$", rest.strip())
     assert re.search(r"checkpoint of step \d+ saved", rest)
     assert "Traceback" not in rest

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from conftest import ROOT
+from waiting import PATIENCE_SECONDS
 
 PROGRAM = """
 import hashlib
@@ -39,7 +40,7 @@ def test_two_processes_that_compile_get_the_same_bits(tmp_path):
         )
         for name in "ab"
     ]  # fmt: skip
-    first, second = (process.communicate(timeout=300)[0] for process in running)
+    first, second = (process.communicate(timeout=PATIENCE_SECONDS)[0] for process in running)
     assert first == second
     assert len(first) == 65
     assert all(any((tmp_path / name).rglob("*.so")) for name in "ab")  # each has compiled
@@ -50,7 +51,7 @@ def test_without_a_compiler_there_is_one_line(small_settings, tmp_path):
     settings = [part for text in (*small_settings, "train.compile=true") for part in ("--set", text)]
     done = subprocess.run(
         [program, "train", "--config", ROOT / "job/configs/quickstart.yaml", *settings],
-        text=True, capture_output=True, timeout=120,
+        text=True, capture_output=True, timeout=PATIENCE_SECONDS,
         env=os.environ | {"PATH": str(program.parent), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 2, done.stderr

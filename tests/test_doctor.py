@@ -29,6 +29,7 @@ import pytest
 import torch
 from conftest import Done
 from services import HOST, RayCluster, SeaweedFS, ServiceError, free_ports
+from waiting import PATIENCE_SECONDS
 
 from autopainter.doctor import gpus, machine, versions
 from autopainter.storage import open_store
@@ -99,7 +100,7 @@ def everything(*uris: str) -> list[str]:
 
 
 def test_a_machine_alone_is_fine_and_plain_lines_say_so() -> None:
-    done = subprocess.run([PROGRAM, "doctor"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([PROGRAM, "doctor"], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stdout
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
@@ -120,7 +121,7 @@ def test_a_terminal_shows_a_table() -> None:
         while piece := os.read(main, 65536):
             shown += piece
     os.close(main)
-    assert program.wait(timeout=60) == 0
+    assert program.wait(timeout=PATIENCE_SECONDS) == 0
     assert all(word in shown.decode() for word in ("what to do", "shared memory", "\x1b[", "0 FAILED"))
 
 

@@ -15,6 +15,7 @@ import PIL.Image
 import pytest
 import torch
 from painting import save_painters
+from waiting import PATIENCE_SECONDS
 
 from autopainter import config as configuration
 from autopainter import export, storage
@@ -130,7 +131,9 @@ def test_the_programs_of_the_docs_paint_what_the_painter_paints(runs, files, kin
     PIL.Image.fromarray(hint[0].permute(1, 2, 0).numpy()).save(tmp_path / "hints.png")
     (name,) = re.findall(r'"(painter\.\w+)"', code)
     (tmp_path / name).symlink_to(files(kind))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     expected = Painter.load(runs["instance"]).paint(
         read_sketch(tmp_path / "sketch.png"), read_hints(tmp_path / "hints.png")
@@ -182,7 +185,7 @@ def test_the_command_writes_one_file_and_prints_the_difference_alone(runs, tmp_p
     target = tmp_path / "new" / "painter"
     program = [sys.executable, "-c", "from autopainter import cli; cli.main()"]  # what exporters log goes past capfd
     command = [*program, "export", "--run", runs["batch"], "--step", "7", "--format", kind, "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert (done.returncode, done.stderr) == (0, "")
     start = re.escape(f"{target}: step 7, {kind}, ")
     found = re.fullmatch(start + r"0\.\d MB; max abs difference (\S+), at most 0\.001 allowed\n", done.stdout)

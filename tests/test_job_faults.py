@@ -164,7 +164,7 @@ def test_ray_hears_of_checkpoints(ray: RayCluster, job_settings: JobSettings) ->
     pattern = "autopainter-ray-*/job/checkpoint_manager_snapshot.json"
     before = set(place.glob(pattern))
     driver.wait_for("checkpoint of step")
-    until(lambda: set(place.glob(pattern)) - before, seconds=60)
+    until(lambda: set(place.glob(pattern)) - before)
     (path,) = set(place.glob(pattern)) - before
     results = json.loads(path.read_text())
     driver.process.terminate()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from waiting import PATIENCE_SECONDS
 
 from autopainter import storage
 from autopainter.data import pack, sources
@@ -74,7 +75,7 @@ def test_a_killed_worker_is_replaced_and_the_bytes_are_those_of_a_local_pack(man
     busy = [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if b"ray::_call" in title(folder)]
     assert busy
     os.kill(busy[0], signal.SIGKILL)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, errors
     assert "0 broken" in output
     assert contents(s3_uri) == expected
@@ -85,21 +86,25 @@ def test_a_killed_driver_leaves_no_manifest_and_the_same_command_continues(many,
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert storage.open_store(s3_uri).size("manifest.json") is None
-    done = subprocess.run(command(str(many), s3_uri), cwd=ROOT, text=True, capture_output=True, timeout=300)
+    done = subprocess.run(
+        command(str(many), s3_uri), cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE_SECONDS
+    )
     assert done.returncode == 0, done.stderr
     assert contents(s3_uri) == expected
-    again = subprocess.run(command(str(many), s3_uri), cwd=ROOT, text=True, capture_output=True, timeout=300)
+    again = subprocess.run(
+        command(str(many), s3_uri), cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE_SECONDS
+    )
     assert "already packed" in again.stdout
 
 
 def test_what_the_user_must_mend_is_one_line(many):
     done = subprocess.run(
-        command(str(many), "s3://no-such-bucket/x"), cwd=ROOT, text=True, capture_output=True, timeout=120
+        command(str(many), "s3://no-such-bucket/x"), cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE_SECONDS
     )
     assert done.returncode == 2
     assert re.fullmatch(r"job/pack.py: .*no bucket 'no-such-bucket'.*\n", done.stderr)
     unreachable = subprocess.run(
-        command(str(many), "s3://datasets/never"), cwd=ROOT, text=True, capture_output=True, timeout=120,
+        command(str(many), "s3://datasets/never"), cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE_SECONDS,
         env=os.environ | {"RAY_ADDRESS": "127.0.0.1:9"},
     )  # fmt: skip
     assert unreachable.returncode == 2
@@ -114,7 +119,7 @@ def test_a_cluster_that_is_gone_is_not_waited_for(pictures, s3_uri):
         left.write_text("127.0.0.1:9")
         env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"RAY_TMPDIR": folder}
         done = subprocess.run(
-            command(str(pictures), s3_uri), cwd=ROOT, text=True, capture_output=True, timeout=300, env=env
+            command(str(pictures), s3_uri), cwd=ROOT, text=True, capture_output=True, timeout=PATIENCE_SECONDS, env=env
         )
         assert done.returncode == 0, done.stderr
         assert "the Ray cluster that ran on this machine, at 127.0.0.1:9, is gone: starting one" in done.stderr
@@ -122,8 +127,8 @@ def test_a_cluster_that_is_gone_is_not_waited_for(pictures, s3_uri):
         left.write_text("127.0.0.1:9")
         assert storage.open_store(s3_uri).size("manifest.json")
         asked = subprocess.run(
-            command(str(pictures), f"{s3_uri}-again"), cwd=ROOT, text=True, capture_output=True, timeout=120,
-            env=env | {"RAY_ADDRESS": "auto"},
+            command(str(pictures), f"{s3_uri}-again"), cwd=ROOT, text=True, capture_output=True,
+            timeout=PATIENCE_SECONDS, env=env | {"RAY_ADDRESS": "auto"},
         )  # fmt: skip
         assert asked.returncode == 2
         assert "RAY_ADDRESS: no Ray cluster answers at auto" in asked.stderr

@@ -20,7 +20,7 @@ import pytest
 from conftest import JobSettings
 from driving import JOB, RARELY, STEPS, Driver, saved
 from services import RayCluster, SeaweedFS
-from waiting import until
+from waiting import PATIENCE_SECONDS, until
 
 from autopainter import journal, storage
 
@@ -45,7 +45,9 @@ def submit(job: str, settings: list[str], *options: str) -> Driver:
 
 def ray_job(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [RAY, "job", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | environment)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, env=os.environ | environment
+    )
 
 
 def ask(cluster: RayCluster, path: str, token: str | None = TOKEN) -> tuple[int, bytes]:
@@ -94,7 +96,7 @@ def test_a_stopped_job_saves_first(cluster: RayCluster, job_settings: JobSetting
     driver = submit("stopped", [*settings, *RARELY, "telemetry.image_every_steps=1000", "train.steps=100000"])
     driver.wait_for(r"step 5/")
     assert ray_job("stop", "stopped", "--no-wait").returncode == 0
-    until(lambda: journal.counts(storage.open_store(run))["stopped"], seconds=60)
+    until(lambda: journal.counts(storage.open_store(run))["stopped"])
     driver.finish()  # the client's exit code of a stopped job is 0
     assert len(saved(run)) == 1
     assert about(cluster, "stopped")["status"] == "STOPPED"

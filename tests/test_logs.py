@@ -16,6 +16,7 @@ import ray._private.worker
 from conftest import JobSettings
 from driving import JOB, STEPS, Driver
 from services import RayCluster
+from waiting import PATIENCE_SECONDS
 
 from autopainter import logs
 from autopainter.progress import TrainingProgress
@@ -53,14 +54,14 @@ def test_a_progress_line_tells_speed_losses_and_times() -> None:
 
 
 def test_elsewhere_than_on_a_terminal_there_are_plain_lines(train: list[str]) -> None:
-    done = subprocess.run(train, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(train, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert (done.returncode, done.stdout) == (0, "")
     assert re.findall(r"^\d\d:\d\d:\d\d step (\d)/6 ", done.stderr, re.MULTILINE) == list("123456")
     assert "\x1b" not in done.stderr
 
 
 def test_json_has_a_field_for_each_value(train: list[str]) -> None:
-    done = subprocess.run([*train, "--log-format", "json"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*train, "--log-format", "json"], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     log = records(done.stderr)
     assert steps(log) == [1, 2, 3, 4, 5, 6]
     last = next(record for record in log if record.get("step") == 6)
@@ -70,7 +71,7 @@ def test_json_has_a_field_for_each_value(train: list[str]) -> None:
 
 def test_an_error_is_json_too(train: list[str]) -> None:
     command = [*train, "--log-format", "json", "--set", "data.manifest=/nowhere/manifest.json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 2
     (error,) = records(done.stderr)
     assert error["level"] == "ERROR"
@@ -88,7 +89,7 @@ def test_on_a_terminal_there_is_a_bar_below_the_log(train: list[str]) -> None:
     except OSError:  # how a terminal ends
         pass
     os.close(ours)
-    assert program.wait(timeout=60) == 0
+    assert program.wait(timeout=PATIENCE_SECONDS) == 0
     text = shown.decode()
     assert re.search(r"step\b.*━.*6/6.*images/s.*checkpoint \d+ s old.*0:00 left", text)
     assert re.search(r"\d\d:\d\d:\d\d checkpoint of step 6 saved\r?\n", text)

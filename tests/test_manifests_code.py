@@ -14,6 +14,7 @@ import manifests
 import pytest
 import yaml
 from manifests import K8S, ROOT, Document, Pod
+from waiting import PATIENCE_SECONDS
 
 from autopainter import cli
 from autopainter import config as configuration
@@ -163,7 +164,7 @@ def test_an_entrypoint_starts(entrypoint: str, train_yaml: Path) -> None:
         script,
         *[option.replace("/etc/autopainter/train.yaml", str(train_yaml)) for option in options],
     ]
-    done = subprocess.run([*command, *end], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, *end], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr
     assert ("s3://autopainter/runs/cartoons on 2 Ray worker(s)" if end == ["--dry-run"] else "PICTURES") in done.stdout
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 from services import free_ports
+from waiting import PATIENCE_SECONDS
 
 from autopainter import checkpoint, config, journal, loop, losses, memory, storage, trainer
 from autopainter.cgroup import Groups
@@ -261,7 +262,7 @@ def group(settings: list[str], failing: set[tuple[int, str, int]]) -> str:
         )
         for rank in range(2)
     ]  # fmt: skip
-    output = "".join(program.communicate(timeout=300)[1] for program in programs)
+    output = "".join(program.communicate(timeout=PATIENCE_SECONDS)[1] for program in programs)
     assert [program.returncode for program in programs] == [0, 0], output
     return output
 

@@ -19,13 +19,13 @@ from conftest import ROOT
 from prometheus_server import Prometheus, needs_prometheus
 from scraping import Samples, check, get, parse
 from services import HOST, child_env, free_ports
+from waiting import PATIENCE_SECONDS
 
 from autopainter.telemetry.metric_list import METRICS
 
 PROGRAM = str(Path(sys.executable).parent / "autopainter")
 STEPS, BATCH = 24, 8
 COUNTERS = {metric.name for metric in METRICS if metric.kind == "counter"}
-_LONGEST_SECONDS = 240
 
 
 class Workers:
@@ -52,7 +52,7 @@ class Workers:
 
     def end(self) -> list[int]:
         """Exit codes, once all have ended."""
-        codes = [process.wait(timeout=_LONGEST_SECONDS) for process in self.processes]
+        codes = [process.wait(timeout=PATIENCE_SECONDS) for process in self.processes]
         self.processes.clear()
         return codes
 
@@ -102,7 +102,7 @@ class Watch:
         return samples
 
     def until(self, condition: Callable[[Samples], object]) -> Samples:
-        deadline = time.monotonic() + _LONGEST_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not condition(samples := self.look()):
             assert time.monotonic() < deadline
             time.sleep(0.1)

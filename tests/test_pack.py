@@ -21,6 +21,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import webdataset
+from waiting import PATIENCE_SECONDS
 
 from autopainter import storage
 from autopainter.data import manifest, pool
@@ -366,7 +367,7 @@ def stopped(folder, stop):
     process = subprocess.Popen(
         [sys.executable, str(script), str(folder), str(int(stop))], start_new_session=True, stderr=subprocess.PIPE
     )
-    errors = process.communicate(timeout=120)[1].decode()
+    errors = process.communicate(timeout=PATIENCE_SECONDS)[1].decode()
     assert process.returncode == -stop, errors
     assert no_process_is_left(process.pid)
     assert not (folder / "manifest.json").exists()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from painting import damage, drawing, hinted, refusal, save_run, small_config
+from waiting import PATIENCE_SECONDS
 
 from autopainter import checkpoint, storage
 from autopainter.data.pictures import resize, write_png
@@ -104,7 +105,7 @@ def test_a_damaged_checkpoint_is_named_on_the_command_line(tmp_path, config):
     write_png(tmp_path / "sketch.png", drawing(20, 20)[..., None].repeat(3, axis=2))
     command = [AUTOPAINTER, "paint", "--run", run, str(tmp_path / "sketch.png"), "-o", str(tmp_path / "out.png")]
     environment = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}  # no credentials
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'out.png'}\n"
     (line,) = done.stderr.splitlines()
@@ -225,7 +226,7 @@ def test_the_program_of_the_docs_paints_what_the_painter_paints(run, painter, tm
     (uri,) = re.findall(r'"(s3://\S+)"', code)
     cv2.imwrite(str(tmp_path / "sketch.png"), drawing(40, 50))
     program = [sys.executable, "-W", "error", "-c", code.replace(uri, run)]
-    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     painted = cv2.cvtColor(cv2.imread(str(tmp_path / "painted.png")), cv2.COLOR_BGR2RGB)
     assert (painted == painter.paint(drawing(40, 50))).all()
@@ -235,7 +236,7 @@ def test_importing_the_package_imports_no_torch():
     code = (
         "import autopainter, sys; assert 'torch' not in sys.modules; autopainter.Painter; assert 'torch' in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE_SECONDS)
 
 
 def test_an_array_may_be_a_view(painter):

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import pytest
 from conftest import ROOT
-from waiting import until
+from waiting import PATIENCE_SECONDS, until
 
 
 def quickstart(folder: Path, *options: str) -> subprocess.Popen[str]:
@@ -53,7 +53,7 @@ def marker(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
 
 def test_from_nothing_to_painted_pictures(folder: Path, marker: str) -> None:
     program = quickstart(folder, "--steps", "20")
-    output = program.communicate(timeout=300)[0]
+    output = program.communicate(timeout=PATIENCE_SECONDS)[0]
     assert program.returncode == 0, output
     sheet = cv2.imread(str(folder / "sheet-32.png"))
     assert sheet.shape[0] > 1000
@@ -79,7 +79,7 @@ def test_ctrl_c_leaves_nothing_and_the_next_call_continues(folder: Path, marker:
     served = urllib.request.urlopen(match[1], timeout=30).read().decode()
     assert 'autopainter_images_total{run="quickstart-32"}' in served
     os.killpg(program.pid, signal.SIGINT)
-    rest = program.communicate(timeout=60)[0]
+    rest = program.communicate(timeout=PATIENCE_SECONDS)[0]
     assert program.returncode == 130, rest
     assert "the same command continues" in rest
     assert processes(marker) == []
@@ -87,7 +87,7 @@ def test_ctrl_c_leaves_nothing_and_the_next_call_continues(folder: Path, marker:
     assert stopped, rest
 
     program = quickstart(folder, "--steps", str(int(stopped[1]) + 10), "--keep-running")
-    output = program.communicate(timeout=300)[0]
+    output = program.communicate(timeout=PATIENCE_SECONDS)[0]
     assert program.returncode == 0, output
     assert "already packed" in output
     assert "already there" in output
@@ -100,6 +100,6 @@ def test_ctrl_c_leaves_nothing_and_the_next_call_continues(folder: Path, marker:
     assert len(processes(marker)) >= 2
 
     program = quickstart(folder, "--stop")
-    output = program.communicate(timeout=60)[0]
+    output = program.communicate(timeout=PATIENCE_SECONDS)[0]
     assert program.returncode == 0, output
     assert processes(marker) == []

@@ -19,6 +19,7 @@ import torch
 from conftest import ROOT, Done
 from services import free_ports
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from waiting import PATIENCE_SECONDS
 
 from autopainter import checkpoint, config, journal, loop, losses, storage
 from autopainter import replay as replaying
@@ -162,7 +163,7 @@ def test_a_healthy_step_is_repeated_bit_for_bit(small_settings: list[str], tmp_p
         (run / f"checkpoints/{step:08d}.json").unlink()
     before = contents(run)
     command = [str(Path(sys.executable).parent / "autopainter"), "replay", f"{run}@7", "--device", "cpu", "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert (found["start"], found["recorded"]) == (4, None)
@@ -231,7 +232,7 @@ def test_what_two_workers_met_is_replayed_in_one_process(
         )
         for rank in range(2)
     ]  # fmt: skip
-    said = [json.loads(program.communicate(timeout=200)[0]) for program in programs]
+    said = [json.loads(program.communicate(timeout=PATIENCE_SECONDS)[0]) for program in programs]
     assert all("generator/loss, generator/pixel not finite" in worker["error"] for worker in said)
 
     left = left_by_the_guard(run)

@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT
 from driving import assert_same_state
 from services import free_ports
+from waiting import PATIENCE_SECONDS
 
 from autopainter import checkpoint, config, journal, loop, resume, storage
 from autopainter.config import Config
@@ -201,7 +202,7 @@ def group(settings: list[str], world: int) -> list[str]:
         )
         for rank in range(world)
     ]  # fmt: skip
-    return [program.communicate(timeout=300)[0].strip() for program in programs]
+    return [program.communicate(timeout=PATIENCE_SECONDS)[0].strip() for program in programs]
 
 
 def test_when_one_worker_is_asked_all_stop_after_the_same_step(small_settings: list[str], tmp_path: Path) -> None:

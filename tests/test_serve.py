@@ -31,6 +31,7 @@ from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+from waiting import PATIENCE_SECONDS
 
 from autopainter import config as configuration
 from autopainter.pixels import network_input, to_unit
@@ -107,7 +108,7 @@ class Site:
     def end(self):
         """Ctrl-C: exit code, and the lines on stderr (the first, empty one ends the terminal's line with its ^C)."""
         self.process.send_signal(signal.SIGINT)
-        _, errors = self.process.communicate(timeout=60)
+        _, errors = self.process.communicate(timeout=PATIENCE_SECONDS)
         return self.process.returncode, errors.splitlines()
 
 

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from faulty_proxy import FaultyProxy
 from services import HOST, SeaweedFS, child_env, free_ports
+from waiting import PATIENCE_SECONDS
 
 from autopainter import storage
 from autopainter.errors import CorruptData, StorageError, UserError
@@ -66,7 +67,7 @@ def start(code, uri, environment, umask=-1):
 def outcome(code, uri, environment, retry_seconds="0.3"):
     """What came of ``start``: ("done", "") or (kind of error, message), and whether it was tried again."""
     process = start(code, uri, {**environment, "AUTOPAINTER_STORAGE_RETRY_SECONDS": retry_seconds})
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, err
     assert out.count("\n") == 1  # each error is one line
     assert environment.get("AWS_SECRET_ACCESS_KEY", "no secret") not in out + err
@@ -311,7 +312,7 @@ def test_a_half_file_that_another_process_removes_is_written_again(tmp_path, mon
 def test_files_are_as_readable_as_the_umask_says(tmp_path):
     """TensorBoard, say, may run as another user than the worker."""
     process = start("store.write('written', b'1'); store.create('created', b'1')", str(tmp_path / "runs"), {}, 0o027)
-    assert process.communicate(timeout=60)[0] == "done\n"
+    assert process.communicate(timeout=PATIENCE_SECONDS)[0] == "done\n"
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "runs").iterdir()}
     assert modes == {"written": 0o640, "created": 0o640}
 
@@ -429,7 +430,7 @@ def test_a_server_that_comes_back_while_a_call_is_tried_again(tmp_path):
         process = start(code, uri, settings)
         assert "attempt 1 failed, trying again" in process.stderr.readline()
         server.start()
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
         assert out == "done\n", err
         assert server.env["AWS_SECRET_ACCESS_KEY"] not in err
         found = server.client().list_objects_v2(Bucket="runs", Prefix="here/")["Contents"]
@@ -445,7 +446,7 @@ def test_a_cut_connection_is_tried_again(s3, s3_uri):
     code = "import hashlib; print(hashlib.sha256(store.read('key')).hexdigest(), storage.retries(), end=' ')"
     with FaultyProxy(s3.endpoint, pattern="key", script=["refuse", "cut", "cut"]) as proxy:
         process = start(code, s3_uri, {**s3.env, "AWS_ENDPOINT_URL": proxy.url})
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_SECONDS)
         assert out == f"{hashlib.sha256(data).hexdigest()} 3 done\n", err
         assert err.count("trying again") == 3
         assert len(proxy.asked) == 4

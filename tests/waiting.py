@@ -3,8 +3,11 @@
 import time
 from collections.abc import Callable
 
+PATIENCE_SECONDS = 900
+"""After so long a test gives up on a process: a bound on hanging, far above what any takes on a busy machine."""
 
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
     """Wait until a condition holds; the test fails if that takes longer."""
     deadline = time.monotonic() + seconds
     while not condition():
