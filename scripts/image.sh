@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Builds the image, then starts it the way a pod would. Needs Docker with BuildKit; DOCKER names another client.
 #
-#   bash scripts/image.sh [--tag TAG] [--cuda] [--base IMAGE] [--extras EXTRAS]
+#   bash scripts/image.sh [--tag TAG] [--cuda] [--compiler] [--base IMAGE] [--extras EXTRAS]
 #                         [--torch-index URL] [--wheels FOLDER] [--ca FILE] [--network NETWORK]
 #
 #   --tag TAG          name of the image (registry.example.com/auto-painter:VERSION)
 #   --cuda             torch for NVIDIA GPUs, from PyPI, instead of the smaller one for CPUs
+#   --compiler         with g++, for train.compile=true: about 250 MB more; the base must be a Debian with Python's headers
 #   --base IMAGE       what it is built on: bash and Python 3.11 or later with its venv module
 #   --extras EXTRAS    of pyproject.toml; 'ray' leaves out the sample drawings and the S3 server
 #   --torch-index URL  where torch comes from
@@ -22,13 +23,14 @@ fail() {
 }
 
 version="$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)"
-tag="registry.example.com/auto-painter:$version" base='' extras='' index='' cuda='' network=''
+tag="registry.example.com/auto-painter:$version" base='' extras='' index='' cuda='' compiler='' network=''
 ca="${PIP_CERT:-}" wheels=''
 if [ -d "${PIP_FIND_LINKS:-}" ]; then wheels="$PIP_FIND_LINKS"; fi
 while [ $# -gt 0 ]; do
     case "$1" in
         -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
         --cuda) cuda=1; shift; continue ;;
+        --compiler) compiler=g++; shift; continue ;;
         --tag | --base | --extras | --torch-index | --wheels | --ca | --network) [ $# -gt 1 ] || fail "$1 needs a value" ;;
         *) fail "unknown option $1; see --help" ;;
     esac
@@ -54,6 +56,7 @@ elif [ -n "$wheels" ] && compgen -G "$wheels/torch-*+cpu*.whl" > /dev/null; then
 fi
 arguments=(--tag "$tag" --build-arg "REVISION=$(git describe --always --dirty --exclude '*' 2> /dev/null || echo unknown)")
 if [ -n "$base" ]; then arguments+=(--build-arg "BASE_IMAGE=$base"); fi
+if [ -n "$compiler" ]; then arguments+=(--build-arg "COMPILER=$compiler"); fi
 if [ -n "$extras" ]; then arguments+=(--build-arg "EXTRAS=$extras"); fi
 if [ -n "$index" ]; then arguments+=(--build-arg "TORCH_INDEX_URL=$index"); fi
 if [ -n "$network" ]; then arguments+=(--network "$network"); fi

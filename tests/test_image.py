@@ -146,6 +146,17 @@ def test_the_script_builds_then_starts_the_image_like_a_pod(tmp_path: Path) -> N
         assert option in start
 
 
+def test_a_compiler_comes_with_the_headers_of_torch_and_only_when_asked_for(tmp_path: Path) -> None:
+    for arguments, wanted in (([], False), (["--compiler"], True)):
+        (tmp_path / "calls").unlink(missing_ok=True)
+        done, calls = image(tmp_path, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert any("--build-arg COMPILER=g++" in call for call in calls) == wanted
+    runs = [rest for name, rest in instructions() if name == "RUN"]
+    assert any('if [ -z "$COMPILER" ]; then rm -rf' in run and "torch/include; fi" in run for run in runs)
+    assert any('if [ -n "$COMPILER" ]; then' in run and "apt-get install --yes" in run for run in runs)
+
+
 def test_cuda_certificates_and_wheels_are_handed_to_the_build(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("a certificate")
     (tmp_path / "wheels").mkdir()
