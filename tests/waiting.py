@@ -1,5 +1,6 @@
 """Waiting for what other threads and processes do; shared by the tests."""
 
+import re
 import time
 from collections.abc import Callable
 
@@ -13,3 +14,8 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def complaints(stderr: str) -> str:
+    """What a command said beside its progress, of which it prints a line when it takes long."""
+    return re.sub(r"^[a-z ]+ \d+/\d+( \d+/s)?( \d+:\d+ left)?\n", "", stderr, flags=re.MULTILINE)

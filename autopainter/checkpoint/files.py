@@ -32,7 +32,7 @@ class Checkpoint:
         step: steps that had been done; the run continues with the step of this number.
         attempt: the start of the run that wrote it.
         files: by name, their key in the run, size in bytes and sha256.
-        meta: the configuration's identity, the data set's id, and the configuration.
+        meta: the data set's id and the configuration.
         score: validation score at this step, higher is better; None if it was not measured then.
         written: Unix time of the commit.
     """

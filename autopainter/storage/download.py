@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import botocore.exceptions
 import urllib3.exceptions
 
-from autopainter.errors import CorruptData
-from autopainter.storage.retry import TIMEOUT_SECONDS, Transient, one_line
+from autopainter.errors import CorruptData, one_line
+from autopainter.storage.retry import TIMEOUT_SECONDS, Transient
 
 SLOWEST_BYTES_PER_SECOND = 16 << 10
 """A body that comes slower than this for TIMEOUT_SECONDS is given up and continued over another connection."""

@@ -9,7 +9,6 @@ from typing import TypeVar
 import tenacity
 
 from autopainter.errors import StorageError
-from autopainter.errors import one_line as one_line  # storage.s3 takes it from here
 
 log = logging.getLogger(__name__)
 

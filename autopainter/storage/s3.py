@@ -14,9 +14,9 @@ import boto3
 import botocore.config
 import botocore.exceptions
 
-from autopainter.errors import StorageError, UserError
+from autopainter.errors import StorageError, UserError, one_line
 from autopainter.storage.download import CONNECTION_ERRORS, Download, Version, status_of
-from autopainter.storage.retry import TIMEOUT_SECONDS, Transient, one_line, retry
+from autopainter.storage.retry import TIMEOUT_SECONDS, Transient, retry
 from autopainter.storage.store import Store, StoredObject
 
 log = logging.getLogger(__name__)
