@@ -26,3 +26,8 @@ def prepare(config: Config, device: torch.device) -> None:
         torch.cuda.set_device(device)
         # One kind of GPU, one choice of kernels: what a resumed run computes is what the first one computed.
         torch.backends.cudnn.deterministic = True
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """The arithmetic of the networks within it: ``train.precision``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16")

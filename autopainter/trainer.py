@@ -1,12 +1,12 @@
 """One training step: discriminator, then generator, over microbatches, with every random choice given by the batch."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 
-from autopainter import compiling, losses, memory, schedule, seeding
+from autopainter import arithmetic, compiling, memory, schedule
 from autopainter.config import Config
 from autopainter.data.stream import Batch
 from autopainter.data.upload import Upload
@@ -14,29 +14,18 @@ from autopainter.models import vgg
 from autopainter.models.layers import initialise
 from autopainter.models.patchgan import PatchGAN
 from autopainter.models.unet import UNet, levels_for
+from autopainter.objective import DISCRIMINATOR_TERMS, GENERATOR_TERMS, Objective, with_sum
 from autopainter.parallel import GradientBuffer, Request
 from autopainter.pixels import network_input, to_pixels, to_unit
-from autopainter.seeding import Use
 
-SCALARS = (
-    "discriminator/loss", "discriminator/accuracy_real", "discriminator/accuracy_fake",
-    "generator/loss", "generator/pixel", "generator/feature", "generator/adversarial", "generator/tv",
-    "discriminator/gradient_norm", "generator/gradient_norm",
-)  # fmt: skip
+SCALARS = (*DISCRIMINATOR_TERMS, *GENERATOR_TERMS, "discriminator/gradient_norm", "generator/gradient_norm")
 """What a step measures over the global batch: means of losses and accuracies, and norms of the mean gradients.
 
 Those of the generator are 0 in a step that trains the discriminator alone.
 """
-_DISCRIMINATOR_SCALARS, _GENERATOR_SCALARS = 3, 5  # how many of them are means
 _CLIP_EPSILON = 1e-6  # as in torch.nn.utils.clip_grad_norm_
 
 T = TypeVar("T")
-
-
-def _with_sum(terms: Iterable[tuple[float, torch.Tensor]]) -> torch.Tensor:
-    """The weighted sum of terms, then the terms."""
-    factors, values = zip(*terms, strict=True)
-    return torch.stack([torch.stack([f * value for f, value in zip(factors, values, strict=True)]).sum(), *values])
 
 
 def build_generator(config: Config) -> UNet:
@@ -79,15 +68,16 @@ class Trainer:
             assert config.loss.vgg_weights is not None  # the configuration is validated
             self.features = vgg.load(config.loss.vgg_weights, config.loss.feature_layer, config.loss.vgg_sha256)
             self._place(self.features)
-        self.generator_gradients = GradientBuffer(self.generator.forward_order(), _GENERATOR_SCALARS)
+        self.generator_gradients = GradientBuffer(self.generator.forward_order(), len(GENERATOR_TERMS))
         self.discriminator_gradients = GradientBuffer(
-            self.discriminator.parameters(), _DISCRIMINATOR_SCALARS + len(Request)
+            self.discriminator.parameters(), len(DISCRIMINATOR_TERMS) + len(Request)
         )
-        self.critic = config.loss.adversarial == "wgan-gp"
+        self.objective = Objective(config, device, self.discriminator, self.features)
         if config.train.compile:
             for network in (self.generator, self.features, self.discriminator):
                 # The gradient penalty needs second derivatives, which compiled code does not give.
-                if network and not (self.critic and network is self.discriminator):
+                penalised = network is self.discriminator and config.loss.adversarial == "wgan-gp"
+                if network and not penalised:
                     compiling.compile_network(network)
         self.optimizers = {
             name: torch.optim.Adam(
@@ -119,7 +109,7 @@ class Trainer:
         for optimizer in self.optimizers.values():
             optimizer.param_groups[0]["lr"] = schedule.learning_rate(self.config, step)
         painted = self._within_memory(lambda: self._discriminator_gradients(batch))
-        asked = self.discriminator_gradients.scalars[_DISCRIMINATOR_SCALARS:]
+        asked = self.discriminator_gradients.scalars[len(DISCRIMINATOR_TERMS) :]
         if any(requests):
             asked.copy_(torch.tensor(requests))
         norms = [self._update("discriminator", self.discriminator_gradients)]
@@ -133,7 +123,7 @@ class Trainer:
         else:
             self.generator_gradients.zero()
             norms.append(torch.zeros_like(norms[0]))
-        means = self.discriminator_gradients.scalars[:_DISCRIMINATOR_SCALARS], self.generator_gradients.scalars
+        means = self.discriminator_gradients.scalars[: len(DISCRIMINATOR_TERMS)], self.generator_gradients.scalars
         return torch.cat([*means, torch.stack(norms), asked])
 
     def _update(self, name: str, buffer: GradientBuffer) -> torch.Tensor:
@@ -178,14 +168,13 @@ class Trainer:
         self.discriminator_gradients.zero()
         for number, part in enumerate(parts, 1):
             condition, target = self._inputs(part)
-            with torch.set_grad_enabled(keep), self._autocast():
+            with torch.set_grad_enabled(keep), arithmetic.autocast(self.config, self.device):
                 painted = self.generator(condition, part.dropout)
-            terms = self._discriminator_terms(condition, target, painted.detach())
-            if self.critic:
-                terms[0] = terms[0] + self._penalty(condition, target, painted.detach(), part.dropout)
+            terms = self.objective.discriminator_terms(condition, target, painted.detach())
+            terms[0] = terms[0] + self.objective.penalty(condition, target, painted.detach(), part.dropout)
             share = len(part.keys) / len(batch.keys)
             self.discriminator_gradients.backward(terms[0] * share, last=number == len(parts))
-            means = self.discriminator_gradients.scalars[:_DISCRIMINATOR_SCALARS]
+            means = self.discriminator_gradients.scalars[: len(DISCRIMINATOR_TERMS)]
             means += torch.stack([term.detach() for term in terms]) * share
         return painted if keep else None
 
@@ -200,59 +189,17 @@ class Trainer:
         for number, part in enumerate(parts, 1):
             condition, target = self._inputs(part)
             if painted is None or len(parts) > 1:
-                with self._autocast():
+                with arithmetic.autocast(self.config, self.device):
                     painted = self.generator(condition, part.dropout)
             share = len(part.keys) / len(batch.keys)
             # Term after term down to the picture, so that only one term's activations are alive beside the generator's.
             picture, terms = painted.detach().requires_grad_(), []
-            for weight, term in self._generator_terms(condition, target, picture):
+            for weight, term in self.objective.generator_terms(condition, target, picture):
                 if term.requires_grad:
                     (weight * share * term).backward(inputs=[picture])
                 terms.append((weight, term.detach()))
             self.generator_gradients.backward(painted, picture.grad, last=number == len(parts))
-            self.generator_gradients.scalars += _with_sum(terms) * share
-
-    def _discriminator_terms(
-        self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """The discriminator's loss and accuracies, in the order of ``SCALARS``."""
-        with self._autocast():
-            real, fake = self._judge(condition, target, painted)
-        loss = losses.discriminator(real, fake, self.config.loss.adversarial)
-        return [loss, (real > 0).float().mean(), (fake < 0).float().mean()]
-
-    def _judge(self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Logits of true and of painted images."""
-        if self.config.model.norm == "batch":  # its statistics are of one kind, not of both
-            return [self.discriminator(condition, images) for images in (target, painted)]
-        both: torch.Tensor = self.discriminator(torch.cat([condition, condition]), torch.cat([target, painted]))
-        return both.chunk(2)
-
-    def _penalty(
-        self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor, keys: torch.Tensor
-    ) -> torch.Tensor:
-        """The weighted gradient penalty, in float32, on places that the samples' keys choose."""
-        alpha = seeding.uniform(keys ^ (seeding.key(Use.PENALTY) >> 1), (1,))
-        channels = condition.shape[1]
-        penalty = losses.gradient_penalty(
-            lambda joint: self.discriminator(joint[:, :channels], joint[:, channels:]),
-            torch.cat([condition, target], dim=1),
-            torch.cat([condition, painted], dim=1),
-            alpha,
-        )
-        return self.config.loss.penalty_weight * penalty
-
-    def _generator_terms(
-        self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor
-    ) -> Iterator[tuple[float, torch.Tensor]]:
-        """The terms of the generator's loss with their weights, each computed when it is asked for."""
-        weights = self.config.loss
-        yield weights.pixel_weight, losses.pixel(painted, target)
-        yield weights.feature_weight, self._feature_loss(painted, target)
-        with self._autocast():
-            logits = self.discriminator(condition, painted)
-        yield weights.adversarial_weight, losses.generator_adversarial(logits, weights.adversarial)
-        yield weights.tv_weight, losses.total_variation(painted)
+            self.generator_gradients.scalars += with_sum(terms) * share
 
     @torch.no_grad()
     def terms(self, batch: Batch) -> dict[str, float]:
@@ -266,21 +213,15 @@ class Trainer:
         networks = self.generator, self.discriminator
         for network in networks:
             network.eval()
-        with self._autocast():
+        with arithmetic.autocast(self.config, self.device):
             painted = self.generator(condition, batch.dropout)
-        discriminator = self._discriminator_terms(condition, target, painted)
-        values = torch.cat([torch.stack(discriminator), _with_sum(self._generator_terms(condition, target, painted))])
+        discriminator = self.objective.discriminator_terms(condition, target, painted)
+        values = torch.cat(
+            [torch.stack(discriminator), with_sum(self.objective.generator_terms(condition, target, painted))]
+        )
         for network in networks:
             network.train()
         return dict(zip(SCALARS, values.tolist(), strict=False))
-
-    def _feature_loss(self, painted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        if self.features is None:
-            return painted.new_zeros((), dtype=torch.float32)
-        with self._autocast():
-            with torch.no_grad():
-                wanted = self.features(target)
-            return losses.feature(self.features(painted), wanted)
 
     @torch.no_grad()  # without it, the average would keep the graph of every step since the start
     def _update_average(self, step: int) -> None:
@@ -299,7 +240,7 @@ class Trainer:
         painted = []
         for sketches, hints in zip(*(pixels.split(self._rung.microbatch) for pixels in (sketch, hint)), strict=True):
             condition = network_input(sketches.to(self.device), hints.to(self.device))
-            with self._autocast():
+            with arithmetic.autocast(self.config, self.device):
                 painted.append(to_pixels(self.average(self._format(condition))).cpu())
         return torch.cat(painted)
 
@@ -338,9 +279,6 @@ class Trainer:
 
     def _inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         return self._format(network_input(batch.sketch, batch.hint)), self._format(to_unit(batch.color))
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bfloat16")
 
     def _format(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.contiguous(memory_format=torch.channels_last) if self.config.train.channels_last else tensor

@@ -37,6 +37,7 @@ from autopainter.data.stream import Batch
 from autopainter.models import vgg
 from autopainter.models.layers import KeyedDropout, initialise
 from autopainter.models.patchgan import PatchGAN
+from autopainter.objective import Objective
 from autopainter.pixels import network_input, to_unit
 from autopainter.processor import fast_precision
 from autopainter.trainer import Trainer, build_generator
@@ -100,9 +101,22 @@ class _Dropout(nn.Dropout):
         return super().forward(input)
 
 
-class _TwoPasses(Trainer):
+class _JudgedApart(Objective):
     def _judge(self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor) -> list[torch.Tensor]:
-        return [self.discriminator(condition, images) for images in (target, painted)]
+        return [self._discriminator(condition, images) for images in (target, painted)]
+
+
+class _TwoPasses(Trainer):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.objective = _JudgedApart(self.config, self.device, self.discriminator, self.features)
+
+
+class _WithGraph(Objective):
+    def _feature_loss(self, painted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        assert self._features
+        with self._autocast():
+            return losses.feature(self._features(painted), self._features(target))
 
 
 class _TargetsWithGraph(Trainer):
@@ -112,11 +126,7 @@ class _TargetsWithGraph(Trainer):
         super().__init__(*args)
         assert self.features
         self.features.requires_grad_(True)
-
-    def _feature_loss(self, painted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        assert self.features
-        with self._autocast():
-            return losses.feature(self.features(painted), self.features(target))
+        self.objective = _WithGraph(self.config, self.device, self.discriminator, self.features)
 
 
 class _UnfusedAdam(Trainer):

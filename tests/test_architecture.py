@@ -23,6 +23,7 @@ LAYERS = (
     ("diverged", "evaluate"),
     ("paint",),
     ("trainer",),
+    ("objective",),
     ("memory", "telemetry", "sheet", "host", "cleaning", "tiling", "arithmetic"),
     ("data", "models", "losses", "checkpoint", "journal", "schedule", "parallel", "progress", "compiling"),
     ("storage", "config", "seeding", "pixels", "scratch", "logs", "cgroup", "processor", "extras"),
