@@ -45,7 +45,7 @@ RUN pip wheel --no-deps --no-index --no-build-isolation --wheel-dir /dist .
 FROM ${BASE_IMAGE}
 ENV PATH=/opt/venv/bin:$PATH HOME=/home/autopainter LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 RAY_USAGE_STATS_ENABLED=0
-# Debian's package of a compiler, for train.compile=true: g++, about 250 MB. Python's headers are in Python's own image.
+# Debian's package of a compiler, for train.compile=true: g++, 350 MB, beside torch's headers. Python's headers are in Python's own image.
 ARG COMPILER=
 # hadolint ignore=DL3008
 RUN if [ -n "$COMPILER" ]; then \

@@ -36,6 +36,7 @@ IN_POD = "/etc/autopainter/train.yaml"
 RUN_ELSEWHERE = {
     "bash scripts/quickstart.sh": "tests/test_quickstart.py",
     "bash scripts/test.sh": ".ci/run",
+    "bash scripts/setup.sh": "scripts/test.sh",
     "autopainter vgg": "tests/test_quickstart.py",
     "python job/train.py": "tests/test_job.py",
     "ray get-auth-token": "tests/test_docs.py",
@@ -164,7 +165,7 @@ def wrong_fields(text: str) -> Faults:
     sections = set(configuration.Config.model_fields)
     known = set(configuration.fields())
     for line, span in spans(text):
-        for word in re.findall(r"(?<![\w./:-])[a-z]+\.[a-z_0-9]+(?:(?:=|: )\S+)?", span):
+        for word in re.findall(r"(?<![\w./:*-])[a-z]+\.[a-z_0-9]+(?:(?:=|: )\S+)?", span):
             field, value, *_ = [*re.split(r"=|: ", word, maxsplit=1), ""]
             if field.split(".")[0] not in sections or re.search(r"\.(py|md|json|yaml|png)$", field):
                 continue

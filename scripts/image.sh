@@ -6,7 +6,7 @@
 #
 #   --tag TAG          name of the image (registry.example.com/auto-painter:VERSION)
 #   --cuda             torch for NVIDIA GPUs, from PyPI, instead of the smaller one for CPUs
-#   --compiler         with g++, for train.compile=true: about 250 MB more; the base must be a Debian with Python's headers
+#   --compiler         with g++, for train.compile=true: 410 MB more; the base must be a Debian with Python's headers
 #   --base IMAGE       what it is built on: bash and Python 3.11 or later with its venv module
 #   --extras EXTRAS    of pyproject.toml; 'ray' leaves out the sample drawings and the S3 server
 #   --torch-index URL  where torch comes from
