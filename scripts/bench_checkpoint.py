@@ -32,7 +32,8 @@ import botocore.config
 import click
 import torch
 from measuring import bench_config, cpu
-from services import RayCluster, SeaweedFS, ServiceError, child_env
+from processes import ServiceError, child_env
+from services import RayCluster, SeaweedFS
 
 from autopainter.checkpoint import CheckpointWriter, Retention, Tensors, begin_attempt
 from autopainter.data.stream import Batch

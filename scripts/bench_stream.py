@@ -28,7 +28,8 @@ from typing import Any
 import click
 from measuring import MemoryWatch, cpu
 from peers import MEASURES, STREAMS, Spec, samples_of
-from services import HOST, SeaweedFS, child_env
+from processes import HOST, child_env
+from services import SeaweedFS
 
 from autopainter import config
 

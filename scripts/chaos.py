@@ -35,7 +35,8 @@ from cartoons import pack_cartoons
 from chaos_checks import MARK, check, is_alive, left_over
 from chaos_watch import ROOT, Attempt, Driver, Failed, Kill, NoEffect, Watch
 from faulty_proxy import FaultyProxy
-from services import RayCluster, RayNode, SeaweedFS, ServiceError
+from processes import ServiceError
+from services import RayCluster, RayNode, SeaweedFS
 from trial import trial
 
 from autopainter import checkpoint, storage

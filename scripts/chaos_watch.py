@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from services import Service
+from processes import Service
 
 ROOT = Path(__file__).resolve().parent.parent
 

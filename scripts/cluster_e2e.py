@@ -35,7 +35,7 @@ from e2e_docker import BASE, Docker, Engine, build, make_base
 from e2e_faults import KINDS
 from e2e_manifests import STEPS
 from e2e_scenario import Scenario
-from services import ServiceError
+from processes import ServiceError
 from trial import trial
 
 from autopainter.errors import StorageError

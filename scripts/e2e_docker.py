@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from services import Service, ServiceError
+from processes import Service, ServiceError
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("python3", "python3-venv", "ca-certificates")

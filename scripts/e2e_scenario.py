@@ -17,7 +17,8 @@ from e2e_manifests import Manifests
 from e2e_operator import RayCluster, Submission
 from e2e_pods import Kubelet, Pod
 from e2e_views import Attempt, Prometheus, RunLog, get_json, tensorboard_steps
-from services import SeaweedFS, child_env
+from processes import child_env
+from services import SeaweedFS
 
 from autopainter import storage
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from e2e_manifests import Manifests
 from e2e_pods import Pod
-from services import HOST, Service, free_ports
+from processes import HOST, Service, free_ports
 
 _http = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach our network
 _REQUEST_SECONDS = 10.0

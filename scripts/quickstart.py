@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from services import RayCluster, SeaweedFS, TensorBoard, child_env, free_ports, stop_recorded
+from processes import child_env, free_ports, stop_recorded
+from services import RayCluster, SeaweedFS, TensorBoard
 
 from autopainter.processor import fast_precision
 

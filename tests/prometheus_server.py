@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from services import HOST, Service, free_ports
+from processes import HOST, Service, free_ports
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is not here; it is in Debian's package of that name"

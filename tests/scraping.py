@@ -7,9 +7,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from processes import HOST
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from services import HOST
 from waiting import PATIENCE_SECONDS
 
 from autopainter.telemetry.metric_server import FolderCollector

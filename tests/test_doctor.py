@@ -28,7 +28,8 @@ import boto3
 import pytest
 import torch
 from conftest import Done
-from services import HOST, RayCluster, SeaweedFS, ServiceError, free_ports
+from processes import HOST, ServiceError, free_ports
+from services import RayCluster, SeaweedFS
 from waiting import PATIENCE_SECONDS
 
 from autopainter.doctor import gpus, machine, versions

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
-from services import free_ports
+from processes import free_ports
 from waiting import PATIENCE_SECONDS
 
 from autopainter import checkpoint, config, journal, loop, losses, memory, storage, trainer

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from processes import HOST, free_ports
 from scraping import Samples, check, collect, exposition, get, parse
-from services import HOST, free_ports
 from waiting import until
 
 from autopainter import config as configuration

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from processes import HOST, free_ports
 from scraping import check, collect, exposition, get, parse
-from services import HOST, free_ports
 from waiting import until
 
 from autopainter.telemetry import metric_list as metric

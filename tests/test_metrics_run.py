@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT
+from processes import HOST, child_env, free_ports
 from prometheus_server import Prometheus, needs_prometheus
 from scraping import Samples, check, get, parse
-from services import HOST, child_env, free_ports
 from waiting import PATIENCE_SECONDS
 
 from autopainter.telemetry.metric_list import METRICS

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, Done
-from services import free_ports
+from processes import free_ports
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from waiting import PATIENCE_SECONDS, complaints
 

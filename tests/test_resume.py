@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from driving import assert_same_state
-from services import free_ports
+from processes import free_ports
 from waiting import PATIENCE_SECONDS
 
 from autopainter import checkpoint, config, journal, loop, resume, storage

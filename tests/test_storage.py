@@ -27,7 +27,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from faulty_proxy import FaultyProxy
-from services import HOST, SeaweedFS, child_env, free_ports
+from processes import HOST, child_env, free_ports
+from services import SeaweedFS
 from waiting import PATIENCE_SECONDS
 
 from autopainter import storage
