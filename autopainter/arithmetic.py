@@ -6,6 +6,7 @@ import os
 import torch
 
 from autopainter import parallel
+from autopainter.cgroup import Groups
 from autopainter.config import Config
 from autopainter.processor import fast_precision
 
@@ -21,7 +22,7 @@ def prepare(config: Config, device: torch.device) -> None:
                 " as long as in float32; for a new run set train.precision=float32"
             )
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun and by Ray Train
-        torch.set_num_threads(config.train.threads or max((os.cpu_count() or 1) // here, 1))
+        torch.set_num_threads(config.train.threads or max(Groups().usable_cores() // here, 1))
     else:
         torch.cuda.set_device(device)
         # One kind of GPU, one choice of kernels: what a resumed run computes is what the first one computed.

@@ -1,6 +1,7 @@
 """What this container may use, and what became of it, as the kernel's control groups (version 1 or 2) say."""
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,11 @@ class Groups:
         return min(
             (int(quota) / int(period) for quota, period in map(str.split, said) if quota.isdigit()), default=None
         )
+
+    def usable_cores(self) -> int:
+        """Cores that this process can keep busy: those it is bound to, as far as it has time for them; at least 1."""
+        bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(int(min(bound, self.cores() or bound)), 1)
 
     def _limits(self) -> Iterator[tuple[int, Path, _Memory]]:
         """Every limit of memory in bytes, its group's folder, and the names in there."""

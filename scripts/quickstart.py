@@ -19,6 +19,7 @@ import click
 from processes import child_env, free_ports, stop_recorded
 from services import RayCluster, SeaweedFS, TensorBoard
 
+from autopainter.cgroup import Groups
 from autopainter.processor import fast_precision
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,7 +71,7 @@ def main_job(folder: Path, size: int, steps: int | None, keep_running: bool, sta
                 storage.env, "autopainter", "vgg", "--output", weights, "--metrics-weights", weights.rpartition("/")[0]
             )
         with stages.stage("train", "Training on a local Ray cluster"), RayCluster(
-            num_cpus=max(os.cpu_count() or 1, CPU_WORKERS), env=storage.env
+            num_cpus=max(Groups().usable_cores(), CPU_WORKERS), env=storage.env
         ) as ray:  # fmt: skip
             ray.record(services_file)
             click.echo(f"Ray dashboard: {ray.dashboard_url}", err=True)

@@ -64,6 +64,17 @@ def test_limits_of_a_container(
 
 
 @pytest.mark.parametrize(
+    ("quota", "bound", "cores"),
+    [("max", 4, 4), ("250000", 4, 2), ("50000", 4, 1), ("800000", 4, 4), ("max", 1, 1), ("300000", 2, 2)],
+)
+def test_usable_cores_are_bounded_by_time_and_binding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, bound: int, cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(bound)))
+    assert groups_of(tmp_path, "0::/", {"cpu.max": f"{quota} 100000\n"}).usable_cores() == cores
+
+
+@pytest.mark.parametrize(
     ("own", "files", "used_bytes"),
     [
         ("0::/", {"memory.max": "2000", "memory.current": "900", "memory.stat": "anon 1\ninactive_file 100"}, 800),

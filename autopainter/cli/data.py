@@ -28,7 +28,7 @@ pack_options = options(
     click.option("--limit", type=int, help="Pack only so many inputs."),
     click.option("--max-bad", type=click.IntRange(min=0), default=0, show_default=True,
                  help="Inputs that may be broken or undecided before the exit code is 1."),
-    click.option("--workers", type=click.IntRange(min=1), help="Processes; one for each core if not given."),
+    click.option("--workers", type=click.IntRange(min=1), help="Processes; one for each usable core if not given."),
     click.option("--overwrite", is_flag=True, help="Replace a data set that is there."),
     click.option("--dry-run", is_flag=True, help="Print what would be packed, and stop."),
 )  # fmt: skip
@@ -197,7 +197,7 @@ def _exit_if_bad(bad: int, allowed: int) -> None:
     show_default=True,
     help="Samples that may be broken before the exit code is 1.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes; one for each core if not given.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; one for each usable core if not given.")
 @click.option("--overwrite", is_flag=True, help="Replace a manifest that is there.")
 def index(shards: str, color: str, sketch: str | None, max_bad: int, **choices: Any) -> None:
     """Make WebDataset SHARDS of others (folder or s3:// prefix of .tar files) a data set, without rewriting them."""

@@ -223,7 +223,7 @@ class Train(Section):
     activation_checkpointing: Recompute = "none"
     """U-Net blocks recomputed in the backward pass: none, the two largest levels, or all."""
     threads: int | None = pydantic.Field(None, ge=1)
-    """CPU threads of a worker; none: its share of the machine's cores."""
+    """CPU threads of a worker; none: its share of the cores that the machine, or a container's limit, allows."""
 
 
 class Checkpoint(Section):

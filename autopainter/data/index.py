@@ -2,12 +2,12 @@
 
 import hashlib
 import mmap
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from autopainter import storage
+from autopainter.cgroup import Groups
 from autopainter.data import groups, manifest, pool, tarindex
 from autopainter.data.manifest import SPLITS, Sample, Samples, Shard
 from autopainter.data.pictures import BrokenInput, decode_stored
@@ -115,7 +115,7 @@ def index(
     keys = [entry.key for entry in store.list() if entry.key.lower().endswith(".tar")]
     if not keys:
         raise UserError(f"{shards}: no .tar files in it (compressed ones cannot be read in parts: unpack them)")
-    scans = pool.local(workers or os.cpu_count() or 1)(
+    scans = pool.local(workers or Groups().usable_cores())(
         scan, [(shards, key, members) for key in keys], [1] * len(keys), lambda done: progress(done, len(keys))
     )
     held_out = _held_out(scans, validation, validation_shards, group_by)

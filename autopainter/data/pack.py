@@ -7,13 +7,13 @@ same command; the manifest is written last, and the records are deleted after it
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from autopainter import storage
+from autopainter.cgroup import Groups
 from autopainter.config import flatten
 from autopainter.data import groups, manifest, pool
 from autopainter.data.manifest import SPLITS, Manifest
@@ -126,7 +126,7 @@ def pack(
     before = total - sum(len(plan.items) for plan in missing)
     progress("packing", before, total)
     tasks = [(source, plan, options, destination, f"{folder}{plan.name}.json") for plan in missing]
-    made = (run or pool.local(workers or os.cpu_count() or 1))(
+    made = (run or pool.local(workers or Groups().usable_cores()))(
         pack_shard, tasks, [len(plan.items) for plan in missing], lambda done: progress("packing", before + done, total)
     )
     records = kept | {plan.name: record for plan, record in zip(missing, made, strict=True)}

@@ -39,11 +39,11 @@ def check(config: Config | None) -> Iterator[Finding]:
 
 def cores() -> Finding:
     """Processor cores that this process may use."""
-    usable, quota = float(len(os.sched_getaffinity(0))), Groups().cores()
-    detail = f"{usable:g} of {os.cpu_count()} cores"
+    groups = Groups()
+    quota, detail = groups.cores(), f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores"
     if quota is not None:
         detail += f", limited to the time of {quota:g}"
-    if min(usable, quota or usable) < _LEAST_CORES:
+    if groups.usable_cores() < _LEAST_CORES:
         advice = f"give it {_LEAST_CORES} cores or more: training, decoding and uploading run beside each other"
         return warning("processor", detail, advice)
     return ok("processor", detail)
