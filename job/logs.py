@@ -1,6 +1,7 @@
-"""The lines of Ray's processes in the driver's log, when that is JSON."""
+"""The lines of Ray's processes in the driver's log."""
 
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,8 @@ def forward_as(form: logs.Format) -> None:
     """Before this driver connects: how it shows what others write. Ray's own way puts a prefix before each line."""
     if form == "json":
         ray._private.worker.print_to_stdstream = _forward
+    elif not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # Ray colours its prefixes in files too
 
 
 def _forward(data: Mapping[str, Any], ignore_prefix: bool) -> None:

@@ -107,6 +107,7 @@ def test_the_driver_says_each_thing_once(ray: RayCluster, job_settings: JobSetti
     output = Driver(settings).finish()
     assert [int(step) for step in re.findall(rf"step (\d+)/{STEPS} ", output)] == list(range(1, STEPS + 1))
     assert output.count(f"checkpoint of step {STEPS} saved") == 1
+    assert "\x1b" not in output  # it is no terminal
 
 
 def test_the_drivers_json_has_the_workers_lines_too(ray: RayCluster, job_settings: JobSettings) -> None:
