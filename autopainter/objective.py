@@ -72,7 +72,7 @@ class Objective:
         with self._autocast():
             logits = self._discriminator(condition, painted)
         yield weights.adversarial_weight, losses.generator_adversarial(logits, weights.adversarial)
-        yield weights.tv_weight, losses.total_variation(painted)
+        yield weights.tv_weight, losses.total_variation(painted if weights.tv_of == "painted" else painted - target)
 
     def _judge(self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor) -> Sequence[torch.Tensor]:
         """Logits of true and of painted images."""

@@ -285,7 +285,7 @@ def test_what_may_change_leaves_the_identity(file, text):
 
 @pytest.mark.parametrize("text", ["train.seed=1", "train.global_batch=8", "data.lanes=3", "data.image_size=64",
                                   "hints.unhinted=0.5", "model.norm=group", "loss.tv_weight=1.5",
-                                  "train.precision=float32"])  # fmt: skip
+                                  "loss.tv_of=error", "train.precision=float32"])  # fmt: skip
 def test_what_decides_the_result_changes_the_identity(file, text):
     name, _, value = text.partition("=")
     changed, before = load(file(), [text], {}).identity(), load(file(), environment={}).identity()

@@ -148,7 +148,8 @@ def plain_steps(trainer, batches):
 
         generator.zero_grad()
         logits = discriminator(condition, painted)
-        steps = painted[..., 1:, :-1] - painted[..., :-1, :-1], painted[..., :-1, 1:] - painted[..., :-1, :-1]
+        varying = {"painted": painted, "error": painted - target}[loss.tv_of]
+        steps = varying[..., 1:, :-1] - varying[..., :-1, :-1], varying[..., :-1, 1:] - varying[..., :-1, :-1]
         terms = [
             F.l1_loss(painted, target),
             F.mse_loss(trainer.features(painted), trainer.features(target)),
@@ -177,11 +178,14 @@ def plain_steps(trainer, batches):
 
 
 @pytest.mark.parametrize(
-    ("adversarial", "channels_last"),
-    [("gan", True), ("gan", False), ("lsgan", True), ("hinge", True), ("wgan-gp", True), ("wgan-gp", False)],
-)
-def test_steps_are_those_of_plain_pytorch(make, adversarial, channels_last):
-    trainer = make(f"loss.adversarial={adversarial}", f"train.channels_last={channels_last}")
+    ("adversarial", "channels_last", "tv_of"),
+    [
+        ("gan", True, "painted"), ("gan", False, "painted"), ("lsgan", True, "painted"), ("hinge", True, "painted"),
+        ("wgan-gp", True, "painted"), ("wgan-gp", False, "painted"), ("gan", True, "error"),
+    ],
+)  # fmt: skip
+def test_steps_are_those_of_plain_pytorch(make, adversarial, channels_last, tv_of):
+    trainer = make(f"loss.adversarial={adversarial}", f"train.channels_last={channels_last}", f"loss.tv_of={tv_of}")
     expected, expected_scalars = plain_steps(trainer, [batch(step) for step in range(3)])
     scalars = run(trainer, range(3))
     assert scalars.shape == (3, len(SCALARS))

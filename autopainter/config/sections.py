@@ -162,7 +162,10 @@ class Loss(Section):
     adversarial_weight: float = pydantic.Field(1.0, ge=0)
     """Weight of the generator's adversarial term."""
     tv_weight: float = pydantic.Field(10.0, ge=0)
-    """Weight of the mean total variation of the painted image."""
+    """Weight of the mean total variation, of what tv_of says."""
+    tv_of: Literal["painted", "error"] = "painted"
+    """The total variation is that of the painted image (the paper's), or of its difference from the target, which evens
+    out blotches alike and leaves the target's own edges alone."""
     feature_layer: FeatureLayer = "relu2_2"
     """VGG16 layer phi of the feature term; relu2_2 follows its 4th convolution."""
     vgg_weights: Uri | None = None
