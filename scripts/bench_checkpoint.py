@@ -33,6 +33,7 @@ from processes import ServiceError, child_env
 from savers import BUCKET, DURABLE_SECONDS, METHODS, Saver, make_saver
 from services import RayCluster, SeaweedFS
 
+from autopainter.cgroup import Groups
 from autopainter.data.stream import Batch
 from autopainter.models.unet import levels_for
 from autopainter.trainer import Trainer
@@ -121,7 +122,7 @@ def measure(training: Training, saver: Saver, steps: int) -> dict[str, Any]:
 
 def measure_all(spec: Spec) -> None:
     """Measure all methods in turns; a method that fails is told and left out from then on."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray sets OMP_NUM_THREADS
+    torch.set_num_threads(Groups().usable_cores())  # Ray sets OMP_NUM_THREADS
     training = Training(spec)
     folder = Path(spec.folder)
     order = random.Random(0)
@@ -175,7 +176,7 @@ def ray_worker(spec: dict[str, Any]) -> None:
 
 def measure_in_ray(spec: Spec, server: SeaweedFS) -> None:
     """``measure_all`` in a worker of Ray Train, on a cluster that is gone afterwards."""
-    cores, gpus = len(os.sched_getaffinity(0)), int(spec.device == "cuda")
+    cores, gpus = Groups().usable_cores(), int(spec.device == "cuda")
     settings = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": RAY_SECONDS, "RAY_CHDIR_TO_TRIAL_DIR": "0"}
     with RayCluster(num_cpus=cores, num_gpus=gpus, dashboard=False, env={**server.env, **settings}) as cluster:
         os.environ.update({**cluster.env, **settings})  # read when Ray is imported

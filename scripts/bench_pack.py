@@ -21,6 +21,7 @@ import numpy as np
 from measuring import MemoryWatch, bench_config, cpu
 from services import SeaweedFS
 
+from autopainter.cgroup import Groups
 from autopainter.data import manifest, pack, pictures
 from autopainter.data.sketch import xdog
 from autopainter.data.sources import ColorImages, MatchedFolders, OpenMoji, SideBySide, Source
@@ -130,7 +131,7 @@ def _made(folder: Path) -> Path:
 @click.option("--folder", type=click.Path(path_type=Path), help="Keeps the generated pictures for another run.")
 def large(images: int, size: int, batch: int, folder: Path | None) -> None:
     """Pack a folder of many generated pictures into S3 and stream one epoch of it."""
-    cores = len(os.sched_getaffinity(0))
+    cores = Groups().usable_cores()
     with scratch(folder) as place, SeaweedFS(place / "s3") as server:
         os.environ.update(server.env)
         inputs = _made(place / f"images-{images}-{size}")

@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import os
 import random
 import statistics
 import sys
@@ -32,6 +31,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autopainter import losses
+from autopainter.cgroup import Groups
 from autopainter.config import Config, FeatureLayer
 from autopainter.data.stream import Batch
 from autopainter.models import vgg
@@ -288,7 +288,7 @@ def main() -> int:
     parser.add_argument("--microbatch", type=int, default=4, help="Images at once.")
     parser.add_argument("--batch", type=int, help="Images of a step; the microbatch if not given.")
     parser.add_argument("--feature-layer", default="relu2_2", help="As loss.feature_layer.")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="On cores.")
+    parser.add_argument("--threads", type=int, default=Groups().usable_cores(), help="On cores.")
     parser.add_argument("--rounds", type=int, default=5, help="Turns of each variant.")
     parser.add_argument("--steps", type=int, default=3, help="Steps of a turn.")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from autopainter import config as configuration
+from autopainter.cgroup import Groups
 from autopainter.config import Config
 
 MEMORY_SECONDS = 0.2
@@ -71,7 +72,7 @@ def pss_bytes(pid: int) -> int:
 def cpu() -> str:
     """Model and number of the cores that this process may use."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return f"{model[1] if model else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    return f"{model[1] if model else platform.machine()}, {Groups().usable_cores()} cores"
 
 
 def bench_config(fields: Mapping[str, object], given: Iterable[str] = ()) -> Config:
