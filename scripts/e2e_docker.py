@@ -76,7 +76,10 @@ class Engine(Service):
 
     def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
         if Path("/sys/class/net/docker0").exists():  # an engine without a bridge removes that of others
-            raise ServiceError("a Docker engine seems to run here but does not answer; name it with DOCKER_HOST")
+            raise ServiceError(
+                "the bridge docker0 of another Docker engine is here, but none answers: start it or name it with "
+                "DOCKER_HOST; if it is gone for good, 'ip link delete docker0' removes what it left"
+            )
         self._rules = subprocess.run(["iptables-save"], check=True, capture_output=True).stdout
         folder = self._scratch()
         self.host = f"unix://{folder}/docker.sock"
