@@ -30,7 +30,7 @@ def proxy(s3):
     with pytest.MonkeyPatch.context() as patch, FaultyProxy(s3.endpoint) as proxy:
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         for module in ("s3", "download"):
-            patch.setattr(f"autopainter.storage.{module}.TIMEOUT_SECONDS", 0.5)
+            patch.setattr(f"autopainter.storage.{module}.TIMEOUT_SECONDS", 1.5)  # a starved server is no fault
         patch.setattr(sys.modules["autopainter.storage.retry"], "RETRY_SECONDS", 20)
         shared_client.cache_clear()
         yield proxy
