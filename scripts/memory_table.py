@@ -181,7 +181,7 @@ def main() -> int:
 
         print(f"{'measured on ' + torch.cuda.get_device_name() if gpu else 'computed'}; {options.size} px\n")
         print_memory(config, measured_bytes if gpu else computed_bytes, options.reserve, gpu)
-        if options.rounds:
+        if options.rounds > 0:
             print_speed(config, options.microbatches, torch.device(options.device), options.rounds)
     return 0
 
