@@ -159,6 +159,8 @@ VARIANTS = {
     "two-passes": Variant(_TwoPasses, {}, "default, but true and painted images judged apart"),
     "targets-with-graph": Variant(_TargetsWithGraph, {}, "default, but VGG's weights left trainable"),
     "unfused-adam": Variant(_UnfusedAdam, {}, "default, but Adam as PyTorch has it"),
+    "outer": Variant(Trainer, {"train.activation_checkpointing": "outer"}, "default, two levels recomputed"),
+    "all": Variant(Trainer, {"train.activation_checkpointing": "all"}, "default, all recomputed"),
 }
 
 

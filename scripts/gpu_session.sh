@@ -23,7 +23,12 @@ autopainter() { "$python" -c 'from autopainter.cli import main; main()' "$@"; }
 
 correctness() { "$python" -m pytest -q -rs tests/test_gpu.py; }
 step() { "$python" scripts/bench_step.py --device cuda --size 512 --microbatch 32 --rounds 5 --steps 5; }
-memory() { "$python" scripts/memory_table.py --device cuda --rounds 5 --microbatches 4 16 64; }
+memory() {
+    "$python" scripts/memory_table.py --device cuda
+    for images in 4 64; do # 32 is in the step's table
+        "$python" scripts/bench_step.py --device cuda --size 512 --microbatch "$images" --rounds 3 --variants bfloat16 outer all
+    done
+}
 training() {
     # Pictures made here, 512 px; the random feature network has the time of the real one.
     "$python" - "$folder" <<'PYTHON'

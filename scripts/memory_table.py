@@ -1,23 +1,18 @@
-"""How much memory does a step take, and how long, for each setting of activation checkpointing and each microbatch?
+"""How much memory does a step take, for each setting of activation checkpointing and each microbatch?
 
 On a GPU it is measured, and the largest microbatch is one that a step was done with in no more than so much memory.
 Without one it is computed: a step is done with tensors that have shapes but no numbers, and what is alive at once is
 added up: weights, optimisers, average, gradients, and what the backward passes need. A GPU takes more: its context,
 the workspaces of its convolutions, and what its allocator cannot use. --reserve sets that aside.
 
-Images a second are measured on either, if --rounds are asked for: the settings of one microbatch take turns.
-
     .venv/bin/python scripts/memory_table.py
-    .venv/bin/python scripts/memory_table.py --rounds 3 --microbatches 1 2 4
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -92,23 +87,6 @@ def measured_bytes(config: Config) -> int:
     return torch.cuda.max_memory_allocated()
 
 
-def images_per_second(configs: Sequence[Config], device: torch.device, rounds: int) -> list[float]:
-    """The median rate of each configuration over rounds in which each does a step, after one that is not counted."""
-    trainers = [Trainer(config, device) for config in configs]
-    batches = [random_batch(config, 0) for config in configs]
-    seconds: list[list[float]] = [[] for _ in configs]
-    for step in range(1 + rounds):
-        for trainer, batch, taken in zip(trainers, batches, seconds, strict=True):
-            began = time.perf_counter()
-            trainer.step(step, batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            taken.append(time.perf_counter() - began)
-    return [
-        config.train.global_batch / statistics.median(taken[1:]) for config, taken in zip(configs, seconds, strict=True)
-    ]
-
-
 def fits(config: Config, limit_bytes: float) -> bool:
     """Whether a GPU does a step in so much memory."""
     total = torch.cuda.get_device_properties(0).total_memory
@@ -122,53 +100,19 @@ def fits(config: Config, limit_bytes: float) -> bool:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def print_memory(
-    config: Callable[[str, int], Config], needed: Callable[[Config], int], reserve_gib: float, gpu: bool
-) -> None:
-    """The table of memory, and of the largest microbatch in each of ``CARDS``."""
-    heads = [f"{count} image{'s' * (count > 1)}, GiB" for count in _SAMPLES] + ["each more, GiB"]
-    print(f"| recomputed | {' | '.join(heads)} | largest microbatch in {' / '.join(map(str, CARDS))} GiB |")
-    print(f"| --- |{' ---: |' * len(heads)} --- |")
-    for recompute in RECOMPUTE:
-        peaks = [needed(config(recompute, count)) for count in _SAMPLES]
-        more = (peaks[-1] - peaks[-2]) / (_SAMPLES[-1] - _SAMPLES[-2])
-        base = peaks[-1] - more * _SAMPLES[-1]
-        largest = []
-        for card in CARDS:
-            limit = (card - reserve_gib) * GIB
-            count = max(int((limit - base) / more), 0)
-            while gpu and count and not fits(config(recompute, count), limit):
-                count = count * 19 // 20
-            largest.append(count)
-        sizes = [f"{peak / GIB:.2f}" for peak in peaks] + [f"{more / GIB:.2f}"]
-        print(f"| {recompute} | {' | '.join(sizes)} | {' / '.join(map(str, largest))} |", flush=True)
-
-
-def print_speed(
-    config: Callable[[str, int], Config], microbatches: Sequence[int], device: torch.device, rounds: int
-) -> None:
-    """The table of images a second: a row a microbatch, as its settings are timed together."""
-    print(f"\n| microbatch | {' | '.join(f'{name}, images/s' for name in RECOMPUTE)} |")
-    print(f"| ---: |{' ---: |' * len(RECOMPUTE)}")
-    for count in microbatches:
-        rates = images_per_second([config(name, count) for name in RECOMPUTE], device, rounds)
-        print(f"| {count} | {' | '.join(f'{rate:.3g}' for rate in rates)} |", flush=True)
-
-
 def main() -> int:
     """Compute or measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda measures; cpu computes.")
     parser.add_argument("--size", type=int, default=512, help="Edge of the images in pixels.")
     parser.add_argument("--reserve", type=float, default=1.0, help="GiB of a card that are not for tensors.")
-    parser.add_argument("--rounds", type=int, default=0, help="Timed steps of each setting; 0: no speeds.")
-    parser.add_argument("--microbatches", type=int, nargs="+", default=_SAMPLES, help="That are timed.")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="As in training.")
     options = parser.parse_args()
     gpu = options.device == "cuda"
     if gpu and not torch.cuda.is_available():
         print("memory_table: --device cuda: torch finds no GPU here", file=sys.stderr)
         return 2
+    needed = measured_bytes if gpu else computed_bytes
     with tempfile.TemporaryDirectory() as folder:
         features = random_features(Path(folder), "relu2_2")
 
@@ -180,9 +124,22 @@ def main() -> int:
             return bench_config(fields, options.set)
 
         print(f"{'measured on ' + torch.cuda.get_device_name() if gpu else 'computed'}; {options.size} px\n")
-        print_memory(config, measured_bytes if gpu else computed_bytes, options.reserve, gpu)
-        if options.rounds > 0:
-            print_speed(config, options.microbatches, torch.device(options.device), options.rounds)
+        heads = [f"{count} image{'s' * (count > 1)}, GiB" for count in _SAMPLES] + ["each more, GiB"]
+        print(f"| recomputed | {' | '.join(heads)} | largest microbatch in {' / '.join(map(str, CARDS))} GiB |")
+        print(f"| --- |{' ---: |' * len(heads)} --- |")
+        for recompute in RECOMPUTE:
+            peaks = [needed(config(recompute, count)) for count in _SAMPLES]
+            more = (peaks[-1] - peaks[-2]) / (_SAMPLES[-1] - _SAMPLES[-2])
+            base = peaks[-1] - more * _SAMPLES[-1]
+            largest = []
+            for card in CARDS:
+                limit = (card - options.reserve) * GIB
+                count = max(int((limit - base) / more), 0)
+                while gpu and count and not fits(config(recompute, count), limit):
+                    count = count * 19 // 20
+                largest.append(count)
+            sizes = [f"{peak / GIB:.2f}" for peak in peaks] + [f"{more / GIB:.2f}"]
+            print(f"| {recompute} | {' | '.join(sizes)} | {' / '.join(map(str, largest))} |", flush=True)
     return 0
 
 

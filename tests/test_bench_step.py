@@ -86,18 +86,12 @@ def test_without_a_gpu_the_session_says_what_it_would_do(tmp_path):
 
 
 def test_the_table_of_memory():
-    options = ["--set", "train.precision=float32", "--set", SMALL[0], "--set", SMALL[1]]
-    done = script("memory_table.py", "--size", 64, "--rounds", 1, "--microbatches", 2, *options)
+    done = script("memory_table.py", "--size", 128)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("computed; 64 px\n\n| recomputed |")
-    memory, speed = (
-        [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()]
-        for table in done.stdout.split("\n\n")[1:]
-    )
-    assert speed[0] == ["microbatch", "none, images/s", "outer, images/s", "all, images/s"]
-    assert all(float(rate) > 0 for rate in speed[2][1:])
-    assert [row[0] for row in memory[2:]] == ["none", "outer", "all"]
-    largest = [[int(number) for number in row[-1].split(" / ")] for row in memory[2:]]
+    assert done.stdout.startswith("computed; 128 px\n\n| recomputed |")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in done.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows[2:]] == ["none", "outer", "all"]
+    largest = [[int(number) for number in row[-1].split(" / ")] for row in rows[2:]]
     for cards in zip(*largest, strict=True):
         assert cards[0] < cards[1] < cards[2]
     assert all(numbers == sorted(numbers) and numbers[0] > 0 for numbers in largest)
