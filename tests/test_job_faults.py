@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,18 +156,17 @@ def test_a_worker_that_ray_kills_for_memory_is_replaced_and_takes_less(
     assert_same_state(final_state(run), final_state(undisturbed))
 
 
-def test_ray_hears_of_checkpoints(ray: RayCluster, job_settings: JobSettings) -> None:
+def test_ray_hears_of_checkpoints(ray: RayCluster, job_settings: JobSettings, tmp_path: Path) -> None:
     settings, run = job_settings(2)
-    driver = Driver([*settings, "train.steps=100000"])
-    place = Path(tempfile.gettempdir())
-    pattern = "autopainter-ray-*/job/checkpoint_manager_snapshot.json"
-    before = set(place.glob(pattern))
+    driver = Driver([*settings, "train.steps=100000"], TMPDIR=str(tmp_path))
+
+    def heard() -> bool:
+        """Ray writes the file in place, so that it may be read empty."""
+        snapshots = tmp_path.glob("autopainter-ray-*/job/checkpoint_manager_snapshot.json")
+        told = "".join(path.read_text() for path in snapshots)
+        return bool(re.search(rf"{run}/checkpoints/\d{{8}}\.json", told)) and "generator/loss" in told
+
     driver.wait_for("checkpoint of step")
-    until(lambda: set(place.glob(pattern)) - before)
-    (path,) = set(place.glob(pattern)) - before
-    results = json.loads(path.read_text())
+    until(heard)
     driver.process.terminate()
     driver.finish(143)
-    reported = json.dumps(results)
-    assert re.search(rf"{run}/checkpoints/\d{{8}}\.json", reported)
-    assert "generator/loss" in reported
