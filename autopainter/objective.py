@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
-from autopainter import arithmetic, losses, seeding
+from autopainter import arithmetic, losses, schedule, seeding
 from autopainter.config import Config
 from autopainter.models.patchgan import PatchGAN
 from autopainter.models.vgg import VGGFeatures
@@ -63,16 +63,17 @@ class Objective:
         return self._config.loss.penalty_weight * penalty
 
     def generator_terms(
-        self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor
+        self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor, step: int
     ) -> Iterator[tuple[float, torch.Tensor]]:
-        """The terms of the generator's loss with their weights, each computed when it is asked for."""
+        """The terms of the generator's loss with their weights in a step, each computed when it is asked for."""
         weights = self._config.loss
         yield weights.pixel_weight, losses.pixel(painted, target)
         yield weights.feature_weight, self._feature_loss(painted, target)
         with self._autocast():
             logits = self._discriminator(condition, painted)
         yield weights.adversarial_weight, losses.generator_adversarial(logits, weights.adversarial)
-        yield weights.tv_weight, losses.total_variation(painted if weights.tv_of == "painted" else painted - target)
+        varying = painted if weights.tv_of == "painted" else painted - target
+        yield schedule.tv_weight(self._config, step), losses.total_variation(varying)
 
     def _judge(self, condition: torch.Tensor, target: torch.Tensor, painted: torch.Tensor) -> Sequence[torch.Tensor]:
         """Logits of true and of painted images."""

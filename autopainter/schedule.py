@@ -12,10 +12,27 @@ def learning_rate(config: Config, step: int) -> float:
         step: number of the step, from 0.
     """
     train = config.train
-    rate = train.learning_rate * min((step + 1) / max(train.warmup_steps, 1), 1.0)
-    if train.decay_from is not None and step >= train.decay_from:
-        rate *= (train.steps - step) / (train.steps - train.decay_from)
-    return rate
+    return train.learning_rate * min((step + 1) / max(train.warmup_steps, 1), 1.0) * _before_the_fall(config, step)
+
+
+def tv_weight(config: Config, step: int) -> float:
+    """Weight of the total variation: constant, then a linear change to ``loss.tv_growth`` times as much.
+
+    Our own: while the learning rate falls, large areas can be evened out without losing colours that were learned.
+
+    Args:
+        step: number of the step, from 0.
+    """
+    left = _before_the_fall(config, step)
+    return config.loss.tv_weight * (left + config.loss.tv_growth * (1 - left))
+
+
+def _before_the_fall(config: Config, step: int) -> float:
+    """1 up to ``train.decay_from``, then a linear fall to 0 after the last step."""
+    train = config.train
+    if train.decay_from is None or step < train.decay_from:
+        return 1.0
+    return (train.steps - step) / (train.steps - train.decay_from)
 
 
 def trains_generator(config: Config, step: int) -> bool:

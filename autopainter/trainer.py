@@ -55,7 +55,7 @@ class Trainer:
         self.config = config
         self.device = device
         self.ladder = ladder
-        self._step = 0  # for messages
+        self._step = 0
         self._upload = Upload(device)
         self.generator = build_generator(config)
         self._place(self.generator)
@@ -194,7 +194,7 @@ class Trainer:
             share = len(part.keys) / len(batch.keys)
             # Term after term down to the picture, so that only one term's activations are alive beside the generator's.
             picture, terms = painted.detach().requires_grad_(), []
-            for weight, term in self.objective.generator_terms(condition, target, picture):
+            for weight, term in self.objective.generator_terms(condition, target, picture, self._step):
                 if term.requires_grad:
                     (weight * share * term).backward(inputs=[picture])
                 terms.append((weight, term.detach()))
@@ -202,8 +202,8 @@ class Trainer:
             self.generator_gradients.scalars += with_sum(terms) * share
 
     @torch.no_grad()
-    def terms(self, batch: Batch) -> dict[str, float]:
-        """The means among ``SCALARS`` over a batch, with the weights as they are; nothing is changed.
+    def terms(self, step: int, batch: Batch) -> dict[str, float]:
+        """The means among ``SCALARS`` over a batch of a step, with the networks as they are; nothing is changed.
 
         Batch norm takes its running statistics, so that one sample can be looked at alone. The discriminator's loss is
         without the gradient penalty.
@@ -216,9 +216,8 @@ class Trainer:
         with arithmetic.autocast(self.config, self.device):
             painted = self.generator(condition, batch.dropout)
         discriminator = self.objective.discriminator_terms(condition, target, painted)
-        values = torch.cat(
-            [torch.stack(discriminator), with_sum(self.objective.generator_terms(condition, target, painted))]
-        )
+        generator = with_sum(self.objective.generator_terms(condition, target, painted, step))
+        values = torch.cat([torch.stack(discriminator), generator])
         for network in networks:
             network.train()
         return dict(zip(SCALARS, values.tolist(), strict=False))

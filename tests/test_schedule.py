@@ -1,4 +1,4 @@
-"""What changes with the step: the learning rate, which network learns, the clipping of gradients, by the step alone.
+"""What changes with the step: learning rate, weight of total variation, which network learns, clipping of gradients.
 
 Run: pytest tests/test_schedule.py
 """
@@ -57,8 +57,36 @@ def test_both_networks_move_at_the_rate_of_the_step(make):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ((), [20.0] * 12),
+        (("train.decay_from=8",), [20.0] * 12),
+        (("train.decay_from=8", "loss.tv_growth=3"), [*[20.0] * 9, 30.0, 40.0, 50.0]),
+        (("train.decay_from=8", "loss.tv_growth=0"), [*[20.0] * 9, 15.0, 10.0, 5.0]),
+        (("train.decay_from=8", "loss.tv_growth=3", "loss.tv_weight=0"), [0.0] * 12),
+    ],
+)
+def test_weight_of_the_total_variation(overrides, expected):
+    configuration = settings("loss.tv_weight=20", *overrides)
+    assert [schedule.tv_weight(configuration, step) for step in range(12)] == pytest.approx(expected)
+
+
+def test_a_step_takes_the_weight_that_it_has_then(make):
+    def after(*overrides):
+        trainer = make("train.decay_from=3", *overrides)
+        return run(trainer, [6])[0], trainer.state()
+
+    scalars, state = after("loss.tv_weight=0.1", "loss.tv_growth=4")  # half way down
+    same_scalars, same = after("loss.tv_weight=0.25")
+    assert torch.equal(scalars, same_scalars)
+    assert not changed(same, state)
+    assert changed(after("loss.tv_weight=0.1")[1], state)
+
+
+@pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (("loss.tv_growth=4",), ["loss.tv_growth", "4", "needs train.decay_from", "at 1"]),
         (("train.decay_from=12",), ["train.decay_from", "12", "below train.steps"]),
         (("loss.critic_steps=5",), ["train.steps", "12", "loss.critic_steps 5", "15"]),
         (

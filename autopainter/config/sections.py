@@ -166,6 +166,8 @@ class Loss(Section):
     tv_of: Literal["painted", "error"] = "painted"
     """The total variation is that of the painted image (the paper's), or of its difference from the target, which evens
     out blotches alike and leaves the target's own edges alone."""
+    tv_growth: float = pydantic.Field(1.0, ge=0)
+    """tv_weight becomes this many times as large, linearly, while the learning rate falls (train.decay_from)."""
     feature_layer: FeatureLayer = "relu2_2"
     """VGG16 layer phi of the feature term; relu2_2 follows its 4th convolution."""
     vgg_weights: Uri | None = None
@@ -322,6 +324,11 @@ class Config(Section):
                 )
         if self.train.decay_from is not None and self.train.decay_from >= self.train.steps:
             raise ValueError(f"train.decay_from: {self.train.decay_from} must be below train.steps {self.train.steps}")
+        if self.loss.tv_growth != 1 and self.train.decay_from is None:
+            raise ValueError(
+                f"loss.tv_growth: {self.loss.tv_growth:g} needs train.decay_from, the step from which it changes the"
+                " weight; set it, or leave loss.tv_growth at 1"
+            )
         return self
 
     def check_world(self, world: int, origin: str) -> None:
