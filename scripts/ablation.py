@@ -1,8 +1,9 @@
 """What does each term of the objective do? Trains the same generator with more and more of them, and compares.
 
 Same data, seed and steps; each run in one process, on the GPU if there is one. It writes table.md and sheet.png into
-the folder; the same command again continues where it was interrupted. On cores, two calls beside each other with other
---variants and --set train.threads=1 are sooner done; a last one for all then makes the table.
+the folder; the same command again continues where it was interrupted. On two cores the default takes hours: two calls
+beside each other with other --variants and --set train.threads=1 are sooner done; a last one for all then makes the
+table.
 
     bash scripts/quickstart.sh --stop   # makes the environment
     .venv/bin/python scripts/ablation.py
@@ -31,6 +32,8 @@ from autopainter.sheet import grid, hints_on_sketch, picture
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "job/configs/quickstart.yaml"
+OBJECTIVE = ["loss.tv_of=error", "loss.tv_weight=200", "loss.tv_growth=12.5"]
+"""What leaves the fewest blotches in a run of this length (docs/quality.md, "Blotches")."""
 _NO_HINTS = {"hints.unhinted": "1"}
 _NO_TV = {"loss.tv_weight": "0"}
 _NO_FEATURES = {"loss.feature_weight": "0"}
@@ -59,7 +62,7 @@ def main() -> int:
     """Train, evaluate, write the table and the sheet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=64, help="Edge of the images in pixels, a multiple of 32.")
-    parser.add_argument("--steps", type=int, default=3000, help="Training steps of each run.")
+    parser.add_argument("--steps", type=int, default=10_000, help="Training steps of each run.")
     parser.add_argument("--folder", type=Path, default=Path(".ablation"), help="Where everything is kept.")
     parser.add_argument("--manifest", help="Another data set than OpenMoji: path or s3:// URI of its manifest.")
     parser.add_argument(
@@ -79,7 +82,8 @@ def main() -> int:
     settings = [
         f"run.storage={folder / 'runs'}", f"data.manifest={manifest}", f"data.image_size={options.size}",
         f"loss.vgg_weights={weights}", f"train.steps={options.steps}", "checkpoint.keep_best=0",
-        f"train.precision={'bfloat16' if torch.cuda.is_available() else fast_precision()}", *options.set,
+        f"train.precision={'bfloat16' if torch.cuda.is_available() else fast_precision()}",
+        f"train.decay_from={options.steps // 2}", *OBJECTIVE, *options.set,
     ]  # fmt: skip
     scores, painters = {}, {}
     for name in options.variants:
