@@ -125,7 +125,7 @@ def replay(
     try:
         _go_to(step, trainer, stream, beginning.start, lambda done: progress("steps", done, step - beginning.start))
         batch = next(stream)
-        samples = _each_sample(trainer, step - 1, batch)  # first: the step changes the weights
+        samples = _each_sample(trainer, batch)  # first: the step changes the weights
         values = trainer.step(step - 1, batch)[: len(SCALARS)].tolist()
     except RuntimeError as error:
         if memory.ran_out(error) != "gpu":
@@ -240,6 +240,6 @@ def _go_to(step: int, trainer: Trainer, stream: TrainingStream, start: int, prog
         progress(before + 1 - start)
 
 
-def _each_sample(trainer: Trainer, step: int, batch: Batch) -> list[Sample]:
-    each = (trainer.terms(step, batch.part(slice(row, row + 1))) for row in range(len(batch.keys)))
+def _each_sample(trainer: Trainer, batch: Batch) -> list[Sample]:
+    each = (trainer.terms(batch.part(slice(row, row + 1))) for row in range(len(batch.keys)))
     return [Sample(key, {name: terms[name] for name in COLUMNS}) for key, terms in zip(batch.keys, each, strict=True)]

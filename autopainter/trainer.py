@@ -202,8 +202,8 @@ class Trainer:
             self.generator_gradients.scalars += with_sum(terms) * share
 
     @torch.no_grad()
-    def terms(self, step: int, batch: Batch) -> dict[str, float]:
-        """The means among ``SCALARS`` over a batch of a step, with the networks as they are; nothing is changed.
+    def terms(self, batch: Batch) -> dict[str, float]:
+        """The means among ``SCALARS`` over a batch, with the networks as they are; nothing is changed.
 
         Batch norm takes its running statistics, so that one sample can be looked at alone. The discriminator's loss is
         without the gradient penalty.
@@ -216,7 +216,7 @@ class Trainer:
         with arithmetic.autocast(self.config, self.device):
             painted = self.generator(condition, batch.dropout)
         discriminator = self.objective.discriminator_terms(condition, target, painted)
-        generator = with_sum(self.objective.generator_terms(condition, target, painted, step))
+        generator = with_sum(self.objective.generator_terms(condition, target, painted, batch.step))
         values = torch.cat([torch.stack(discriminator), generator])
         for network in networks:
             network.train()

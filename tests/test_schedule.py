@@ -74,13 +74,14 @@ def test_weight_of_the_total_variation(overrides, expected):
 def test_a_step_takes_the_weight_that_it_has_then(make):
     def after(*overrides):
         trainer = make("train.decay_from=3", *overrides)
-        return run(trainer, [6])[0], trainer.state()
+        return trainer.terms(batch(6)), run(trainer, [6])[0], trainer.state()
 
-    scalars, state = after("loss.tv_weight=0.1", "loss.tv_growth=4")  # half way down
-    same_scalars, same = after("loss.tv_weight=0.25")
+    terms, scalars, state = after("loss.tv_weight=0.1", "loss.tv_growth=4")  # half way down
+    same_terms, same_scalars, same = after("loss.tv_weight=0.25")
+    assert terms == same_terms
     assert torch.equal(scalars, same_scalars)
     assert not changed(same, state)
-    assert changed(after("loss.tv_weight=0.1")[1], state)
+    assert changed(after("loss.tv_weight=0.1")[2], state)
 
 
 @pytest.mark.parametrize(
