@@ -12,7 +12,7 @@ def learning_rate(config: Config, step: int) -> float:
         step: number of the step, from 0.
     """
     train = config.train
-    return train.learning_rate * min((step + 1) / max(train.warmup_steps, 1), 1.0) * _before_the_fall(config, step)
+    return train.learning_rate * min((step + 1) / max(train.warmup_steps, 1), 1.0) * _share_left(config, step)
 
 
 def tv_weight(config: Config, step: int) -> float:
@@ -23,12 +23,12 @@ def tv_weight(config: Config, step: int) -> float:
     Args:
         step: number of the step, from 0.
     """
-    left = _before_the_fall(config, step)
+    left = _share_left(config, step)
     return config.loss.tv_weight * (left + config.loss.tv_growth * (1 - left))
 
 
-def _before_the_fall(config: Config, step: int) -> float:
-    """1 up to ``train.decay_from``, then a linear fall to 0 after the last step."""
+def _share_left(config: Config, step: int) -> float:
+    """Share of the learning rate: 1 up to ``train.decay_from``, then a linear fall to 0 after the last step."""
     train = config.train
     if train.decay_from is None or step < train.decay_from:
         return 1.0
