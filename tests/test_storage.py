@@ -658,7 +658,7 @@ def odd(settings):
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        settings(f"http://{HOST}:{server.server_port}", retry_seconds=3)
+        settings(f"http://{HOST}:{server.server_port}", PATIENCE_SECONDS, timeout_seconds=10)  # it answers at once
         yield server
         server.shutdown()
         thread.join()
@@ -714,7 +714,7 @@ def test_odd_servers_give_right_bytes(odd, answers, asked):
     ],
 )
 def test_odd_servers_that_cannot_be_read_from(odd, settings, answer, kind, words):
-    settings(f"http://{HOST}:{odd.server_port}", retry_seconds=0.3)
+    settings(f"http://{HOST}:{odd.server_port}", retry_seconds=0.3, timeout_seconds=10)
     odd.script[:] = [answer]
     with pytest.raises(kind, match=r"s3://bucket/key: ") as caught:
         open_store("s3://bucket").read_range("key", 2, 8)
