@@ -120,7 +120,7 @@ def replay(
     arithmetic.prepare(config, device)  # as the run did
     trainer = Trainer(config, device)
     if beginning.tensors is not None:
-        trainer.load_state(beginning.tensors, beginning.start)
+        trainer.load_state(beginning.tensors)
     stream = TrainingStream(manifest, config, 0, 1, beginning.start)
     try:
         _go_to(step, trainer, stream, beginning.start, lambda done: progress("steps", done, step - beginning.start))

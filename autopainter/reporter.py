@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from autopainter import checkpoint, diverged, journal, parallel
+from autopainter import checkpoint, diverged, journal, parallel, schedule
 from autopainter.checkpoint import Checkpoint, CheckpointWriter, Retention
 from autopainter.data.manifest import Manifest
 from autopainter.data.stream import TrainingStream, validation_batches
@@ -134,7 +134,7 @@ class Reporter:
         wait = stream.wait_seconds - self.logged_wait
         self.last_values = values
         self.events.scalars(values | {"progress/images": done * self.config.train.global_batch}, done)
-        rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.trainer.optimizers.items()}
+        rates = dict.fromkeys(self.trainer.optimizers, schedule.learning_rate(self.config, done - 1))
         self.metrics.logged(values, images / seconds, rates)
         self.host.show(
             TrainingProgress(

@@ -93,7 +93,7 @@ def load(trainer: Trainer, manifest: Manifest, run: Store) -> int | None:
         if found := checkpoint.newest(run):
             saved, tensors = found
             check_continues(trainer.config, manifest, run, saved.meta)
-            trainer.load_state(tensors, saved.step)
+            trainer.load_state(tensors)
             start = saved.step
             log.info("continuing run %s from its checkpoint of step %d", run.uri, start)
         elif trainer.config.train.init_from:
@@ -103,7 +103,6 @@ def load(trainer: Trainer, manifest: Manifest, run: Store) -> int | None:
         dist.broadcast(steps, src=0)
         start = None if int(steps) < 0 else int(steps)
         parallel.broadcast(trainer.state().values())
-        trainer.load_state(trainer.state(), start or 0)
     return start
 
 
@@ -149,5 +148,5 @@ def _load_weights(trainer: Trainer) -> None:
     tensors = checkpoint.load_state(other, saved)
     state = {name: tensors.get(name, tensor) if not name.startswith("optimizer.") else tensor
              for name, tensor in trainer.state().items()}  # fmt: skip
-    trainer.load_state(state, 0)
+    trainer.load_state(state)
     log.info("beginning with the weights of %s, step %d", other.uri, saved.step)

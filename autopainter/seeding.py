@@ -73,8 +73,6 @@ def _signed(x: int) -> int:
     return x - (1 << 64) if x >= 1 << 63 else x
 
 
-# An operator of its own: torch.compile takes the places for indices, which it computes without wrapping around.
-@torch.library.custom_op("autopainter::uniform", mutates_args=())
 def uniform(sample_keys: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     """Uniform numbers that depend on each sample's key and on the place inside the sample only.
 
@@ -87,6 +85,10 @@ def uniform(sample_keys: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     Returns:
         float32 [B, *shape] in [0, 1), in steps of 2**-24.
     """
+    return torch.ops.autopainter.uniform(sample_keys, shape)
+
+
+def _uniform(sample_keys: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     count = math.prod(shape)
     place = torch.arange(1, count + 1, device=sample_keys.device, dtype=torch.int64) * _signed(_GOLDEN)
     x = sample_keys[:, None] + place[None, :]
@@ -96,11 +98,17 @@ def uniform(sample_keys: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return (((x >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24).view(-1, *shape)
 
 
-@uniform.register_fake
-def _(sample_keys: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+def _uniform_shape(sample_keys: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return sample_keys.new_empty((len(sample_keys), *shape), dtype=torch.float32)
 
 
 def _shift_xor(x: torch.Tensor, bits: int) -> torch.Tensor:
     # PyTorch shifts int64 arithmetically: the mask makes it the logical shift of splitmix64.
     return x ^ ((x >> bits) & ((1 << (64 - bits)) - 1))
+
+
+# An operator of its own: torch.compile takes the places for indices, which it computes without wrapping around. Not by
+# torch.library.custom_op, whose operators import all of torch.compile when they are first called.
+torch.library.define("autopainter::uniform", "(Tensor sample_keys, int[] shape) -> Tensor")
+torch.library.impl("autopainter::uniform", "default", _uniform)
+torch.library.register_fake("autopainter::uniform", _uniform_shape)

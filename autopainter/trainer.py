@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 
 from autopainter import arithmetic, compiling, memory, schedule
+from autopainter.adam import Adam
 from autopainter.config import Config
 from autopainter.data.stream import Batch
 from autopainter.data.upload import Upload
@@ -80,12 +81,7 @@ class Trainer:
                 if network and not penalised:
                     compiling.compile_network(network)
         self.optimizers = {
-            name: torch.optim.Adam(
-                network.parameters(),
-                lr=config.train.learning_rate,
-                betas=(config.train.beta1, config.train.beta2),
-                fused=True,
-            )
+            name: Adam(network.parameters(), betas=(config.train.beta1, config.train.beta2))
             for name, network in (("generator", self.generator), ("discriminator", self.discriminator))
         }
 
@@ -106,19 +102,18 @@ class Trainer:
         """
         self._step = step
         batch = self._upload(batch)
-        for optimizer in self.optimizers.values():
-            optimizer.param_groups[0]["lr"] = schedule.learning_rate(self.config, step)
         painted = self._within_memory(lambda: self._discriminator_gradients(batch))
         asked = self.discriminator_gradients.scalars[len(DISCRIMINATOR_TERMS) :]
         if any(requests):
             asked.copy_(torch.tensor(requests))
-        norms = [self._update("discriminator", self.discriminator_gradients)]
+        norms = [self._update("discriminator", self.discriminator_gradients, step)]
 
         if schedule.trains_generator(self.config, step):
             kept = [painted]  # a list, so that a failed attempt does not hold the graph for the next one
             del painted
             self._within_memory(lambda: self._generator_gradients(batch, kept.pop() if kept else None))
-            norms.append(self._update("generator", self.generator_gradients))
+            updates = schedule.generator_updates(self.config, step)
+            norms.append(self._update("generator", self.generator_gradients, updates))
             self._update_average(step)
         else:
             self.generator_gradients.zero()
@@ -126,13 +121,13 @@ class Trainer:
         means = self.discriminator_gradients.scalars[: len(DISCRIMINATOR_TERMS)], self.generator_gradients.scalars
         return torch.cat([*means, torch.stack(norms), asked])
 
-    def _update(self, name: str, buffer: GradientBuffer) -> torch.Tensor:
-        """Let a network make its step; the norm of its gradient over the global batch."""
+    def _update(self, name: str, buffer: GradientBuffer, updates: int) -> torch.Tensor:
+        """Let a network make its step after so many; the norm of its gradient over the global batch."""
         buffer.average()
         norm = buffer.gradients.norm()
         if self.config.train.clip_norm is not None:
             buffer.gradients.mul_((self.config.train.clip_norm / (norm + _CLIP_EPSILON)).clamp(max=1))
-        self.optimizers[name].step()
+        self.optimizers[name].step(updates, schedule.learning_rate(self.config, self._step))
         return norm
 
     def _within_memory(self, compute: Callable[[], T]) -> T:
@@ -249,29 +244,21 @@ class Trainer:
         for name, network in self._networks().items():
             tensors |= {f"{name}.{entry}": tensor for entry, tensor in network.state_dict().items()}
         for name, optimizer in self.optimizers.items():
-            parameters = dict(self._networks()[name].named_parameters())
-            for entry, parameter in parameters.items():
-                for moment in ("exp_avg", "exp_avg_sq"):
-                    state = optimizer.state[parameter]
-                    if moment not in state:
-                        state[moment] = torch.zeros_like(parameter)
-                        state["step"] = torch.zeros((), device=parameter.device)
-                    tensors[f"optimizer.{name}.{moment}.{entry}"] = state[moment]
+            entries = [entry for entry, _ in self._networks()[name].named_parameters()]
+            for moment, values in (("exp_avg", optimizer.means), ("exp_avg_sq", optimizer.squares)):
+                named = zip(entries, values, strict=True)
+                tensors |= {f"optimizer.{name}.{moment}.{entry}": value for entry, value in named}
         return tensors
 
     @torch.no_grad()
-    def load_state(self, tensors: dict[str, torch.Tensor], step: int) -> None:
-        """Continue from the state that ``state`` gave after ``step`` steps.
+    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Continue from what ``state`` gave.
 
         Raises:
             KeyError: a tensor is missing.
         """
         for name, tensor in self.state().items():
             tensor.copy_(tensors[name])
-        updates = {"generator": schedule.generator_updates(self.config, step), "discriminator": step}
-        for name, optimizer in self.optimizers.items():
-            for state in optimizer.state.values():
-                state["step"].fill_(updates[name])
 
     def _networks(self) -> dict[str, torch.nn.Module]:
         return {"generator": self.generator, "average": self.average, "discriminator": self.discriminator}

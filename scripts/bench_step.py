@@ -31,6 +31,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autopainter import losses
+from autopainter.adam import Adam
 from autopainter.cgroup import Groups
 from autopainter.config import Config, FeatureLayer
 from autopainter.data.stream import Batch
@@ -132,9 +133,9 @@ class _TargetsWithGraph(Trainer):
 class _UnfusedAdam(Trainer):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        for name, optimizer in self.optimizers.items():
-            group = optimizer.param_groups[0]
-            self.optimizers[name] = torch.optim.Adam(group["params"], lr=group["lr"], betas=group["betas"])
+        betas = self.config.train.beta1, self.config.train.beta2
+        for name, network in (("generator", self.generator), ("discriminator", self.discriminator)):
+            self.optimizers[name] = Adam(network.parameters(), betas, fused=None)
 
 
 class Variant(NamedTuple):

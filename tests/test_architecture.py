@@ -25,7 +25,7 @@ LAYERS = (
     ("trainer",),
     ("objective",),
     ("memory", "telemetry", "sheet", "host", "cleaning", "tiling", "arithmetic"),
-    ("data", "models", "losses", "checkpoint", "journal", "schedule", "parallel", "progress", "compiling"),
+    ("data", "models", "losses", "checkpoint", "journal", "schedule", "parallel", "progress", "compiling", "adam"),
     ("storage", "config", "seeding", "pixels", "scratch", "logs", "cgroup", "processor", "extras"),
     ("uri", "errors", "autopainter"),
 )

@@ -1,0 +1,69 @@
+"""Adam against the optimiser that PyTorch ships, bit for bit, and what it must not bring along.
+
+Run: pytest tests/test_adam.py
+"""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from autopainter.adam import Adam
+
+SHAPES = (3,), (8, 4, 3, 3), (2, 16, 4, 4)
+
+
+def parameters() -> list[torch.nn.Parameter]:
+    torch.manual_seed(0)
+    made = [torch.randn(shape) for shape in SHAPES]
+    made[2] = made[2].contiguous(memory_format=torch.channels_last)
+    return [torch.nn.Parameter(tensor) for tensor in made]
+
+
+@pytest.mark.parametrize("fused", [True, None])
+def test_it_moves_as_torchs_own_does(fused: bool | None) -> None:
+    mine, others = parameters(), parameters()
+    optimizer = Adam(mine, (0.5, 0.999), fused)
+    other = torch.optim.Adam(others, betas=(0.5, 0.999), fused=fused)
+    for updates, rate in enumerate((0.1, 0.02, 0.02)):
+        for one, two in zip(mine, others, strict=True):
+            one.grad = torch.randn_like(one)
+            two.grad = one.grad.clone()
+        optimizer.step(updates, rate)
+        other.param_groups[0]["lr"] = rate
+        other.step()
+    for number, (one, two) in enumerate(zip(mine, others, strict=True)):
+        state = other.state[two]
+        assert torch.equal(one, two)
+        assert torch.equal(optimizer.means[number], state["exp_avg"])
+        assert torch.equal(optimizer.squares[number], state["exp_avg_sq"])
+
+
+def test_no_memory_of_its_own_beside_the_moments() -> None:
+    """One that is given the moments of another, and told how often that one moved, goes on as it would."""
+    whole, halves = parameters(), parameters()
+    first, second, rest = Adam(whole, (0.5, 0.9)), Adam(halves, (0.5, 0.9)), Adam(halves, (0.5, 0.9))
+    for parameter in (*whole, *halves):
+        parameter.grad = torch.ones_like(parameter)
+    for updates in range(4):
+        first.step(updates, 0.1)
+    second.step(0, 0.1)
+    second.step(1, 0.1)
+    rest.means, rest.squares = second.means, second.squares
+    rest.step(2, 0.1)
+    rest.step(3, 0.1)
+    assert all(torch.equal(one, two) for one, two in zip(whole, halves, strict=True))
+
+
+def test_it_does_not_bring_the_compiler() -> None:
+    code = (
+        "import sys, torch\n"
+        "from autopainter.adam import Adam\n"
+        "weight = torch.nn.Parameter(torch.ones(3))\n"
+        "weight.grad = torch.ones(3)\n"
+        "Adam([weight], (0.5, 0.999)).step(0, 0.1)\n"
+        "print(float(weight[0]) < 1, 'torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"
