@@ -65,7 +65,8 @@ class Stage:
             env = {**self._base, **self.server.env, "AWS_ENDPOINT_URL": self.proxy.url}
             # A monitor that looks at the machine's memory would meddle when others use it.
             no_monitor, monitor = ({"RAY_memory_monitor_refresh_ms": ms} for ms in ("0", "100"))
-            self.head = stack.enter_context(RayCluster(num_cpus=0, env={**env, **no_monitor}, host=HOSTS[0]))
+            head = RayCluster(num_cpus=0, dashboard=False, env={**env, **no_monitor}, host=HOSTS[0])
+            self.head = stack.enter_context(head)
             for number, host in enumerate(HOSTS[1:]):
                 self._meminfo.append(self.folder / f"meminfo-{number}" if RayNode.can_mount() else None)
                 self.show_memory(number, USUAL_SHARE)

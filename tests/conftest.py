@@ -19,7 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from driving import STEPS, Driver  # noqa: E402
+from driving import JOB, STEPS, Driver  # noqa: E402
 from services import RayCluster, SeaweedFS  # noqa: E402
 from waiting import complaints  # noqa: E402
 
@@ -174,7 +174,7 @@ def small(small_settings: list[str]) -> Config:
 @pytest.fixture(scope="session")
 def ray(s3: SeaweedFS) -> Iterator[RayCluster]:
     """A running Ray cluster of one node; its address is in ``os.environ``."""
-    with pytest.MonkeyPatch.context() as patch, RayCluster(num_cpus=4, env=dict(s3.env)) as cluster:
+    with pytest.MonkeyPatch.context() as patch, RayCluster(4, dashboard=False, env=dict(s3.env)) as cluster:
         for name, value in cluster.env.items():
             patch.setenv(name, value)
         yield cluster
@@ -200,12 +200,25 @@ def job_settings(dataset: str, feature_weights: tuple[str, str]) -> JobSettings:
     return make
 
 
+class Finished(NamedTuple):
+    """A finished run: its settings, its URI, and what its driver said, in JSON."""
+
+    settings: list[str]
+    uri: str
+    log: str
+
+
 @pytest.fixture(scope="session")
-def undisturbed(ray: RayCluster, job_settings: JobSettings) -> str:
-    """URI of a finished run of two workers that nothing happened to."""
-    options, run = job_settings(2)
-    Driver(options).finish()
-    return run
+def finished(ray: RayCluster, job_settings: JobSettings) -> Finished:
+    """A run of two workers that nothing happened to."""
+    settings, uri = job_settings(2)
+    return Finished(settings, uri, Driver(settings, (*JOB, "--log-format", "json")).finish())
+
+
+@pytest.fixture(scope="session")
+def undisturbed(finished: Finished) -> str:
+    """URI of that run."""
+    return finished.uri
 
 
 @pytest.fixture(autouse=True)

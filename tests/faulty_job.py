@@ -48,7 +48,7 @@ def strike(fault: str, folder: str, painted: torch.Tensor) -> None:
         enough = psutil.virtual_memory().available // 4
         while psutil.virtual_memory().available > enough:  # Ray's monitor ends this process before
             taken.append(bytearray(b"x") * (64 << 20))
-            time.sleep(0.05)
+            time.sleep(0.01)
         time.sleep(60)
     if fault == "nan":
         painted.register_hook(lambda gradient: gradient * float("nan"))

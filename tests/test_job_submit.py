@@ -79,6 +79,8 @@ def test_a_submitted_job_trains_and_can_be_followed(cluster: RayCluster, job_set
     assert "Job 'good' succeeded" in ray_job("status", "good").stdout
     log = ray_job("logs", "good")
     assert [int(step) for step in re.findall(rf"step (\d+)/{STEPS} ", log.stdout)] == list(range(1, STEPS + 1))
+    assert log.stdout.count(f"checkpoint of step {STEPS} saved") == 1
+    assert "\x1b" not in log.stdout  # it is no terminal
     assert TOKEN not in output + log.stdout + log.stderr
 
 

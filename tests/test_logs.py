@@ -1,5 +1,7 @@
 """What a training program says: lines for people, JSON for machines, a bar on a terminal.
 
+What the job's driver says of its workers is in test_job.py and test_job_submit.py.
+
 Run: pytest tests/test_logs.py
 """
 
@@ -13,9 +15,6 @@ from pathlib import Path
 
 import pytest
 import ray._private.worker
-from conftest import JobSettings
-from driving import JOB, STEPS, Driver
-from services import RayCluster
 from waiting import PATIENCE_SECONDS
 
 from autopainter import logs
@@ -100,22 +99,6 @@ def test_a_line_of_another_process_becomes_json() -> None:
     assert json.loads(logs.as_json("Fatal Python error", pid=7)) == {"message": "Fatal Python error", "pid": 7}
     assert json.loads(logs.as_json('{"message": "a", "step": 3}', pid=7)) == {"message": "a", "step": 3, "pid": 7}
     assert json.loads(logs.as_json("12", pid=7)) == {"message": "12", "pid": 7}
-
-
-def test_the_driver_says_each_thing_once(ray: RayCluster, job_settings: JobSettings) -> None:
-    settings, _ = job_settings(2)
-    output = Driver(settings).finish()
-    assert [int(step) for step in re.findall(rf"step (\d+)/{STEPS} ", output)] == list(range(1, STEPS + 1))
-    assert output.count(f"checkpoint of step {STEPS} saved") == 1
-    assert "\x1b" not in output  # it is no terminal
-
-
-def test_the_drivers_json_has_the_workers_lines_too(ray: RayCluster, job_settings: JobSettings) -> None:
-    settings, _ = job_settings(2)
-    log = records(Driver(settings, (*JOB, "--log-format", "json")).finish())
-    assert steps(log) == list(range(1, STEPS + 1))
-    (saved,) = [record for record in log if record["message"] == f"checkpoint of step {STEPS} saved"]
-    assert {"time", "level", "logger", "pid", "ip", "process"} <= saved.keys()
 
 
 def test_of_the_autoscaler_only_what_happened_is_forwarded(monkeypatch, capsys):
