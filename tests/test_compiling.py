@@ -20,7 +20,7 @@ from autopainter.models.layers import initialise
 from autopainter.models.unet import UNet
 
 torch.set_num_threads(1)
-network = UNet(levels=2, width=4, norm="group", dropout=0.5)
+network = UNet(levels=1, width=4, norm="group", dropout=0.5)
 initialise(network, 0, 0)
 compile_network(network)
 image = torch.linspace(-1, 1, 2 * 5 * 16 * 16).sin().view(2, 5, 16, 16)
