@@ -11,13 +11,12 @@ from typing import Any
 import ray
 import ray.exceptions
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 
 from autopainter import logs
 from autopainter.config import Config
 from autopainter.progress import TrainingProgress
 from autopainter.scratch import ScratchFolder
-from job.backend import SafeTorchConfig
+from job.backend import LeanTrainer, SafeTorchConfig
 from job.host import driver_link
 from job.worker import train_worker
 
@@ -114,10 +113,10 @@ def _end(link: Any, ended: "concurrent.futures.Future[Any]", seconds: float) -> 
     return ended.done()
 
 
-def _trainer(config: Config, parameters: dict[str, Any], notes: str) -> TorchTrainer:
+def _trainer(config: Config, parameters: dict[str, Any], notes: str) -> LeanTrainer:
     wanted = config.cluster
     gpus = wanted.gpus if wanted.gpus is not None else ray.cluster_resources().get("GPU", 0) >= wanted.workers
-    return TorchTrainer(
+    return LeanTrainer(
         train_worker,  # type: ignore[arg-type]  # it may return a value
         train_loop_config=parameters,
         torch_config=SafeTorchConfig(timeout_s=int(wanted.collective_timeout_seconds)),
