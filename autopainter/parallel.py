@@ -85,13 +85,16 @@ class GradientBuffer:
         """Add the gradients of a tensor, but for those that are sent; in a step's last pass, send what is complete.
 
         Args:
-            of, gradient: as ``torch.autograd.backward`` takes them.
+            of, gradient: as ``torch.autograd.backward`` takes them, of one shape and dtype.
             last: whether it is the step's last backward pass.
         """
         if last and world() > 1:
             self._missing = [bucket.end - bucket.first for bucket in self._buckets]
+        if gradient is not None:
+            # The same bits; from anything but a number, PyTorch's first backward pass imports SymPy, 1 s of a core.
+            of = (of * gradient).sum()
         try:
-            of.backward(gradient, inputs=self.parameters[: self._next.end])
+            of.backward(inputs=self.parameters[: self._next.end])
         finally:
             self._missing = None
 
