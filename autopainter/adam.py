@@ -30,7 +30,8 @@ class Adam:
         self._betas, self._fused = betas, fused
         self.means = [torch.zeros_like(parameter) for parameter in self._parameters]
         self.squares = [torch.zeros_like(mean) for mean in self.means]
-        self._updates = torch.zeros(len(self._parameters), device=self._parameters[0].device)
+        # Only the fused kernel reads them where the parameters are; the others would wait for the GPU.
+        self._updates = torch.zeros(len(self._parameters), device=self._parameters[0].device if fused else "cpu")
 
     @torch.no_grad()
     def step(self, updates: int, learning_rate: float) -> None:
