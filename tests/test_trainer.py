@@ -10,6 +10,9 @@ import ctypes
 import datetime
 import gc
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
@@ -18,6 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 import torch.nn.functional as F
 from torch import nn
+from waiting import PATIENCE_SECONDS
 
 from autopainter import checkpoint, config, parallel, seeding
 from autopainter.data.stream import Batch
@@ -342,6 +346,22 @@ def test_compiled_networks_do_the_same(make):
     eager, compiled = make(), make("train.compile=true")
     assert torch.allclose(run(compiled, range(2)), run(eager, range(2)), rtol=1e-4, atol=1e-6)
     assert_same(compiled.state(), eager.state(), without_influence(eager))
+
+
+STEP = """
+import sys
+from test_trainer import build, run
+run(build(sys.argv[1:], "model.dropout=0.5"), range(2))
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+
+
+def test_a_step_imports_nothing_of_torch_compile(feature_weights):
+    """It would take seconds of every start of every worker."""
+    search = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", STEP, *feature_weights]
+    done = subprocess.run(command, env=os.environ | search, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.stdout == "[]\n", done.stderr
 
 
 # Determinism and resume
