@@ -413,7 +413,7 @@ def test_no_server(report: Report, aws: Callable[..., None], s3_uri: str, small_
     assert_unreached(rows, s3_uri, "Could not connect", endpoint)
     assert_unreached(rows, "run.storage", "Could not connect", "Look at its pods, network policies and proxies")
     assert "Could not connect" in rows["data.manifest"]["detail"]
-    assert time.monotonic() - began < 5 * SECONDS
+    assert time.monotonic() - began < 10 * SECONDS
 
 
 @pytest.fixture
@@ -432,7 +432,7 @@ def test_a_server_that_never_answers(report: Report, aws: Callable[..., None], s
     assert code == 1
     assert_unreached(rows, s3_uri, f"no answer within {SECONDS} s", f"is this its address: http://{HOST}:{silent}?")
     assert rows[f"{s3_uri}: clock"]["result"] == "skipped"
-    assert time.monotonic() - began < 4 * SECONDS
+    assert time.monotonic() - began < 10 * SECONDS
 
 
 class Between(http.server.ThreadingHTTPServer):
