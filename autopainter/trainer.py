@@ -81,7 +81,7 @@ class Trainer:
                 if network and not penalised:
                     compiling.compile_network(network)
         self.optimizers = {
-            name: Adam(network.parameters(), betas=(config.train.beta1, config.train.beta2))
+            name: Adam(network.named_parameters(), betas=(config.train.beta1, config.train.beta2))
             for name, network in (("generator", self.generator), ("discriminator", self.discriminator))
         }
 
@@ -244,10 +244,7 @@ class Trainer:
         for name, network in self._networks().items():
             tensors |= {f"{name}.{entry}": tensor for entry, tensor in network.state_dict().items()}
         for name, optimizer in self.optimizers.items():
-            entries = [entry for entry, _ in self._networks()[name].named_parameters()]
-            for moment, values in (("exp_avg", optimizer.means), ("exp_avg_sq", optimizer.squares)):
-                named = zip(entries, values, strict=True)
-                tensors |= {f"optimizer.{name}.{moment}.{entry}": value for entry, value in named}
+            tensors |= {f"optimizer.{name}.{entry}": tensor for entry, tensor in optimizer.state().items()}
         return tensors
 
     @torch.no_grad()

@@ -135,7 +135,7 @@ class _UnfusedAdam(Trainer):
         super().__init__(*args)
         betas = self.config.train.beta1, self.config.train.beta2
         for name, network in (("generator", self.generator), ("discriminator", self.discriminator)):
-            self.optimizers[name] = Adam(network.parameters(), betas, fused=None)
+            self.optimizers[name] = Adam(network.named_parameters(), betas, fused=None)
 
 
 class Variant(NamedTuple):

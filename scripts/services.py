@@ -156,8 +156,10 @@ class RayCluster(_RayNode):
     def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
         self.temp_dir = self._scratch()
         self._log = self.temp_dir / "ray-start.log"
-        more = ["--head", f"--temp-dir={self.temp_dir}", f"--include-dashboard={self.dashboard_url is not None}"]
-        more += ["--no-monitor"]  # of the autoscaler, which has no nodes to add here
+        more = (
+            "--head", f"--temp-dir={self.temp_dir}", f"--include-dashboard={self.dashboard_url is not None}",
+            "--no-monitor",  # of the autoscaler, which has no nodes to add here
+        )  # fmt: skip
         env = {**self.extra, **self._metrics, "TMPDIR": str(self.temp_dir)}  # what killed processes leave goes with it
         return self._command(self._host, self._options, *more), env, self._log
 

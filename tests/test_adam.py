@@ -18,10 +18,14 @@ def parameters() -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(tensor) for tensor in made]
 
 
+def named(moved: list[torch.nn.Parameter]) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(str(number), parameter) for number, parameter in enumerate(moved)]
+
+
 @pytest.mark.parametrize("fused", [True, None])
 def test_it_moves_as_torchs_own_does(fused: bool | None) -> None:
     mine, others = parameters(), parameters()
-    optimizer = Adam(mine, (0.5, 0.999), fused)
+    optimizer = Adam(named(mine), (0.5, 0.999), fused)
     other = torch.optim.Adam(others, betas=(0.5, 0.999), fused=fused)
     for updates, rate in enumerate((0.1, 0.02, 0.02)):
         for one, two in zip(mine, others, strict=True):
@@ -33,21 +37,22 @@ def test_it_moves_as_torchs_own_does(fused: bool | None) -> None:
     for number, (one, two) in enumerate(zip(mine, others, strict=True)):
         state = other.state[two]
         assert torch.equal(one, two)
-        assert torch.equal(optimizer.means[number], state["exp_avg"])
-        assert torch.equal(optimizer.squares[number], state["exp_avg_sq"])
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(optimizer.state()[f"{moment}.{number}"], state[moment])
 
 
 def test_no_memory_of_its_own_beside_the_moments() -> None:
     """One that is given the moments of another, and told how often that one moved, goes on as it would."""
     whole, halves = parameters(), parameters()
-    first, second, rest = Adam(whole, (0.5, 0.9)), Adam(halves, (0.5, 0.9)), Adam(halves, (0.5, 0.9))
+    first, second, rest = (Adam(named(moved), (0.5, 0.9)) for moved in (whole, halves, halves))
     for parameter in (*whole, *halves):
         parameter.grad = torch.ones_like(parameter)
     for updates in range(4):
         first.step(updates, 0.1)
     second.step(0, 0.1)
     second.step(1, 0.1)
-    rest.means, rest.squares = second.means, second.squares
+    for name, moment in rest.state().items():
+        moment.copy_(second.state()[name])
     rest.step(2, 0.1)
     rest.step(3, 0.1)
     assert all(torch.equal(one, two) for one, two in zip(whole, halves, strict=True))

@@ -116,9 +116,13 @@ def test_a_run_whose_rate_falls_keeps_its_end():
 
 
 def test_the_generator_learns_in_the_last_of_the_critics_steps(make):
-    trainer, updates = make("loss.adversarial=wgan-gp", "loss.critic_steps=3"), []
-    move = trainer.optimizers["generator"].step
-    trainer.optimizers["generator"].step = lambda before, rate: (updates.append(before), move(before, rate))
+    trainer, updates = make("loss.adversarial=wgan-gp", "loss.critic_steps=3"), {"generator": [], "discriminator": []}
+
+    def watch(name, move):
+        return lambda before, rate: (updates[name].append(before), move(before, rate))
+
+    for name, optimizer in trainer.optimizers.items():
+        optimizer.step = watch(name, optimizer.step)
     for step in range(6):
         before = snapshot(trainer)
         scalars = dict(zip(SCALARS, run(trainer, [step])[0].tolist(), strict=True))
@@ -128,7 +132,9 @@ def test_the_generator_learns_in_the_last_of_the_critics_steps(make):
         assert (scalars["generator/loss"] != 0) == learns
         assert (scalars["generator/gradient_norm"] > 0) == learns
         assert scalars["discriminator/gradient_norm"] > 0
-    assert updates == [0, 1]
+    assert updates == {"generator": [0, 1], "discriminator": list(range(6))}
+    run(trainer, [8])  # as after a resume: what counts is the step
+    assert updates["generator"][-1] == 2
 
 
 def test_requests_are_heard_in_every_step(make):

@@ -489,11 +489,12 @@ def test_a_read_survives_faults_and_keeps_what_has_come(s3_uri, proxy, fault, sp
     store = open_store(s3_uri)
     store.write("key", data)
     proxy.begin({}, script=[fault, fault])
-    before = storage.retries()
+    before, began = storage.retries(), time.monotonic()
     got = store.read("key") if span is None else store.read_range("key", *span)
     assert got == (data[slice(*span)] if span else data)
     assert proxy.injected == {fault: 2}
     assert storage.retries() - before == 2
+    assert time.monotonic() - began < 60  # two of the default timeout
     firsts = [int(asked.removeprefix("bytes=").partition("-")[0] or 0) for _, asked in proxy.asked]
     kept = fault in ("cut", "stall", "trickle", "truncate")  # what a reset overtakes is lost
     if fault != "reset":
