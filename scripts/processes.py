@@ -92,11 +92,12 @@ def _runs(pid: int, started: int) -> bool:
     return process is not None and process.started == started
 
 
-def _family(root: int, marker: str) -> set[_Process]:
+def _family(root: int, started: int, marker: str) -> set[_Process]:
     """A service's processes: those in its session, those that carry its marker, and the descendants of either.
 
     Each alone misses some of Ray's: a job gets a session of its own, the dashboard's processes overwrite their
-    environment with their title, and an orphan's parent is init.
+    environment with their title, and an orphan's parent is init. The kernel gives no pid again while a session has it,
+    so if the root's belongs to a later process, the session has ended.
     """
 
     def is_marked(pid: int) -> bool:
@@ -105,32 +106,38 @@ def _family(root: int, marker: str) -> set[_Process]:
         return False
 
     everyone = {process for name in os.listdir("/proc") if name.isdigit() and (process := _look(int(name)))}
-    pids = {process.pid for process in everyone if process.session == root or is_marked(process.pid)}
+    session = None if any(process.pid == root and process.started != started for process in everyone) else root
+    pids = {process.pid for process in everyone if process.session == session or is_marked(process.pid)}
     while more := {process.pid for process in everyone if process.parent in pids} - pids:
         pids |= more
     return {process for process in everyone if process.pid in pids}
 
 
-def _end(pid: int, started: int, marker: str, leftovers: Sequence[str], grace: float) -> None:
-    """SIGTERM to the root, if there is a ``grace`` period, then SIGKILL to all that is left of its family."""
+def _end(pid: int, started: int, marker: str, leftovers: Sequence[str], grace: float) -> bool:
+    """SIGTERM to the root, if there is a ``grace`` period, then SIGKILL to all that is left; whether any ran."""
 
     def send(target: int, signum: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(target, signum)
 
-    family = _family(pid, marker)
+    family = _family(pid, started, marker)
     deadline = time.monotonic() + grace
-    if grace:
+    if grace and _runs(pid, started):
         send(pid, signal.SIGTERM)
         while _runs(pid, started) and time.monotonic() < deadline:
             time.sleep(0.05)
     # Also those that the first look found: an orphan may have lost what tells it.
-    while left := {process for process in family if _runs(process.pid, process.started)} | _family(pid, marker):
+    while left := {one for one in family if _runs(one.pid, one.started)} | _family(pid, started, marker):
         if time.monotonic() > deadline + 10:
             raise ServiceError(f"processes {sorted(left)} survive SIGKILL")
         for process in left:
             send(process.pid, signal.SIGKILL)
         time.sleep(0.05)
+    _remove(leftovers)
+    return bool(family)
+
+
+def _remove(leftovers: Sequence[str]) -> None:
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -143,8 +150,7 @@ def stop_recorded(pid_file: Path, grace: float = 20) -> list[str]:
     for line in reversed(pid_file.read_text().splitlines() if pid_file.exists() else []):
         entry = json.loads(line)
         kind = entry.pop("kind")
-        if _runs(entry["pid"], entry["started"]):
-            _end(**entry, grace=grace)
+        if _end(**entry, grace=grace):
             ended.append(kind)
     pid_file.unlink(missing_ok=True)
     return ended
@@ -179,7 +185,7 @@ class Service:
     def pids(self, name: str) -> list[int]:
         """Its processes whose program has this name (the kernel keeps 15 characters of it)."""
         found = []
-        for process in _family(self.pid, self._handle["marker"]):
+        for process in _family(self.pid, self._handle["started"], self._handle["marker"]):
             with contextlib.suppress(OSError):  # it ended meanwhile
                 if Path(f"/proc/{process.pid}/comm").read_text().strip() == name:
                     found.append(process.pid)
@@ -197,7 +203,6 @@ class Service:
         """Start and wait until ready; after ``stop()`` or ``kill()`` it comes back at the same address."""
         if self._process is not None:
             raise ServiceError(f"{self.kind} already runs")
-        command, extra, log = self._launch()
         marker, parent = secrets.token_hex(8), os.getpid()
 
         def die_with_parent() -> None:
@@ -205,24 +210,29 @@ class Service:
             if os.getppid() != parent:  # it died before the line above
                 os._exit(1)
 
-        with log.open("wb") as output:
-            self._process = _forker.submit(
-                subprocess.Popen,
-                command,
-                env=child_env({**extra, MARKER: marker}),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=None if self.detach else die_with_parent,
-            ).result()
-        process = _look(self.pid)  # None if it ended at once; _wait_ready() tells why
-        started = process.started if process else 0
-        self._handle = {"pid": self.pid, "started": started, "marker": marker, "leftovers": self._leftovers}
+        def fork(command: list[str], extra: Mapping[str, str], log: Path) -> None:
+            with log.open("wb") as output:
+                self._process = subprocess.Popen(
+                    command,
+                    env=child_env({**extra, MARKER: marker}),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=None if self.detach else die_with_parent,
+                )
+            process = _look(self.pid)  # None if it ended at once; _wait_ready() tells why
+            started = process.started if process else 0
+            self._handle = {"pid": self.pid, "started": started, "marker": marker, "leftovers": self._leftovers}
+
         try:
+            command, extra, log = self._launch()
+            _forker.submit(fork, command, extra, log).result()
             self._wait_ready(log)
         except BaseException:  # also Ctrl-C
+            _forker.submit(int).result()  # Ctrl-C has not reached that thread: what it was to fork is there now
             self.kill()
+            _remove(self._leftovers)
             raise
         return self
 
