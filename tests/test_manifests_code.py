@@ -119,6 +119,7 @@ def test_numbers_of_the_run_and_of_its_pods_agree(config: Config) -> None:
     runtime = yaml.safe_load(job["runtimeEnvYAML"])["env_vars"]
     assert yaml.safe_load((ROOT / "job/runtime-env.yaml").read_text())["env_vars"].items() <= runtime.items()
     assert float(runtime["RAY_JOB_STOP_WAIT_TIME_S"]) > config.cluster.stop_seconds
+    assert environment["AWS_DEFAULT_REGION"] == environment["AWS_REGION"]
     # While one worker tries to read again, the others wait for it in a collective.
     assert float(environment["AUTOPAINTER_STORAGE_RETRY_SECONDS"]) < config.cluster.collective_timeout_seconds
 
@@ -197,7 +198,7 @@ def test_variables_are_known_to_what_reads_them() -> None:
         elif name.startswith("AUTOPAINTER_"):
             assert name in ours, name
         else:
-            assert name in ("AWS_ENDPOINT_URL", "AWS_REGION", "GOMEMLIMIT"), name
+            assert name in ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "GOMEMLIMIT"), name
 
 
 def test_versions_agree() -> None:
