@@ -151,7 +151,7 @@ def test_other_packages_than_the_tested_ones_are_named(tmp_path: Path, monkeypat
     found = versions.packages()
     assert found.result == "warning"
     assert "(tested: 0.1), torch " in found.detail
-    assert "pip install -c constraints.txt ." in found.advice
+    assert "pip install -c constraints.txt -e ." in found.advice
     required = ["click>=99", "nothing-of-this-name>=1", "ray==0.1; extra == 'ray'", "other==1; extra == 'dev'"]
     monkeypatch.setattr("importlib.metadata.requires", lambda name: required)
     found = versions.packages()

@@ -17,6 +17,8 @@ import pytest
 from conftest import ROOT
 from waiting import PATIENCE_SECONDS, until
 
+from autopainter.processor import fast_precision
+
 
 def quickstart(folder: Path, *options: str) -> subprocess.Popen[str]:
     # In a session of its own, as in a terminal of its own: Ctrl-C reaches all that belongs to it and nothing else.
@@ -79,6 +81,8 @@ def test_ctrl_c_leaves_nothing_and_the_next_call_paints(folder: Path, marker: st
     for text in ("painted with hints", "validation samples", "TensorBoard:", "total"):
         assert text in output
     assert (folder / "env").stat().st_mode & 0o077 == 0
+    # The run can be continued from a shell only in the precision that it began in.
+    assert f"export AUTOPAINTER__TRAIN__PRECISION={fast_precision()}\n" in (folder / "env").read_text()
     assert (folder / "credentials.json").stat().st_mode & 0o077 == 0
     assert processes(marker) == []
 
