@@ -96,7 +96,6 @@ class _RayNode(Service):
     """What the head and the other nodes of a Ray cluster have in common: ``ray start --block``."""
 
     death_signal = signal.SIGTERM  # it then ends its children
-    ready_seconds = 120.0
     _log: Path
 
     def _command(self, host: str, options: Mapping[str, str], *more: str) -> list[str]:

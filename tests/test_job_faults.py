@@ -34,7 +34,7 @@ def faulty(fault: str, folder: Path, settings: list[str]) -> Driver:
 def test_a_run_that_is_interrupted_saves(ray: RayCluster, job_settings: JobSettings) -> None:
     """By Ctrl-C; that a run that SIGTERM stopped ends in the same weights is shown by the chaos run."""
     settings, run = job_settings(2)
-    driver = Driver([*settings, *RARELY])
+    driver = Driver([*settings, *RARELY, "train.steps=100000"])
     driver.wait_for(r"step 5/")
     os.killpg(driver.process.pid, signal.SIGINT)  # as a terminal does
     output = driver.finish(130)
@@ -64,7 +64,7 @@ def test_a_hanging_worker_is_replaced(
     settings, run = job_settings(2)
     output = faulty("hang", tmp_path, [*settings, "cluster.collective_timeout_seconds=10"]).finish()
     assert "starting again" in output
-    assert journal.counts(storage.open_store(run))["hang"] == 1
+    assert journal.counts(storage.open_store(run))["hang"] >= 1  # also a worker that a busy machine starves hangs
     assert_same_state(final_state(run), final_state(undisturbed))
 
 

@@ -94,10 +94,7 @@ def test_what_is_kept_running_can_be_looked_at_and_stopped(folder: Path, marker:
     for text in ("already packed", "already there", "is finished"):
         assert text in output
     board = next(line.split()[-1] for line in output.splitlines() if line.startswith("TensorBoard:"))
-    until(
-        lambda: json.load(urllib.request.urlopen(f"{board}/data/runs", timeout=30)) == ["quickstart-32/events"],
-        seconds=60,
-    )
+    until(lambda: json.load(urllib.request.urlopen(f"{board}/data/runs", timeout=60)) == ["quickstart-32/events"])
     assert len(processes(marker)) >= 2
 
     program = quickstart(folder, "--stop")

@@ -120,7 +120,7 @@ def site(run):
 
 
 def until(condition):
-    WebDriverWait(None, 30, 0.02).until(lambda _: condition())
+    WebDriverWait(None, PATIENCE_SECONDS, 0.02).until(lambda _: condition())
 
 
 def pixels(data):
