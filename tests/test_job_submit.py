@@ -79,9 +79,8 @@ def test_a_submitted_job_trains_and_can_be_followed(cluster: RayCluster, job_set
     assert about(cluster, "good")["status"] == "SUCCEEDED"
     assert "Job 'good' succeeded" in ray_job("status", "good").stdout
     log = ray_job("logs", "good")
-    assert [int(step) for step in re.findall(rf"step (\d+)/{STEPS} ", log.stdout)][:20] == list(
-        range(1, 21)
-    )  # Ray may lose the last
+    trained = [int(step) for step in re.findall(rf"step (\d+)/{STEPS} ", log.stdout)]
+    assert trained[:20] == list(range(1, 21))  # Ray may lose the last
     assert log.stdout.count("checkpoint of step 2 saved") == 1
     assert "\x1b" not in "".join(line for line in log.stdout.splitlines() if "RayTrainWorker" in line)
     assert TOKEN not in output + log.stdout + log.stderr

@@ -284,7 +284,7 @@ def test_without_a_port_and_a_folder_nothing_is_opened(
     threads = set(threading.enumerate())
     metrics = Metrics(small, CPU, 1.0, 0)
     metrics.checkpointed(3, 1.0, None)
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads
     assert list(tmp_path.iterdir()) == []
     metrics.close()
 
