@@ -17,6 +17,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -830,3 +831,64 @@ def test_only_files_are_listed(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     assert [entry.key for entry in storage.open_store(str(tmp_path)).list()] == ["file"]
+
+
+def keys(folder, prefix=""):
+    return [entry.key for entry in storage.open_store(str(folder)).list(prefix)]
+
+
+def test_linked_folders_are_listed_and_loops_end(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    (root / "real").mkdir(parents=True)
+    (elsewhere / "deep").mkdir(parents=True)
+    (root / "real" / "a").write_bytes(b"1")
+    (elsewhere / "deep" / "b").write_bytes(b"22")
+    (root / "linked").symlink_to(elsewhere)
+    (root / "again").symlink_to(root / "real")
+    (root / "real" / "up").symlink_to(root)
+    (elsewhere / "deep" / "self").symlink_to(elsewhere / "deep")
+    assert keys(root) == ["again/a", "linked/deep/b", "real/a"]
+    assert keys(root, "linked/de") == ["linked/deep/b"]
+    assert storage.open_store(str(root)).size("linked/deep/b") == 2
+
+
+def test_a_link_that_leads_nowhere_is_listed(tmp_path):
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").write_bytes(b"1")
+    assert keys(tmp_path) == ["file", "gone", "loop"]
+
+
+@pytest.fixture
+def unprivileged():
+    """A folder of a user who may not read everything."""
+    with tempfile.TemporaryDirectory() as folder:  # unlike tmp_path it is not below a folder of root alone
+        if root := os.geteuid() == 0:
+            os.chmod(folder, 0o777)
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+            for path in Path(folder).iterdir():
+                path.chmod(0o700)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o600], ids=["closed", "not searchable"])
+def test_a_folder_that_may_not_be_read_is_named(unprivileged, mode):
+    (unprivileged / "closed").mkdir()
+    (unprivileged / "closed" / "file").write_bytes(b"1")
+    (unprivileged / "open").write_bytes(b"1")
+    (unprivileged / "closed").chmod(mode)
+    with pytest.raises(UserError, match="/closed: the folder cannot be read: Permission denied; grant that"):
+        keys(unprivileged)
+    assert keys(unprivileged, "op") == ["open"]  # what nobody asked for may be closed
+
+
+@pytest.mark.parametrize("name", ["lost+found", ".Trash-0"])
+def test_what_systems_keep_on_a_disk_is_passed_over(unprivileged, name):
+    (unprivileged / name).mkdir()
+    (unprivileged / name).chmod(0)
+    (unprivileged / "file").write_bytes(b"1")
+    assert keys(unprivileged) == ["file"]

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 
 from autopainter.errors import StorageError, UserError, one_line
-from autopainter.storage.local import LocalStore
+from autopainter.storage.local import LocalStore, lasting
 from autopainter.storage.mapped import mapped
 from autopainter.storage.retry import Transient, failures, retries, retry
 from autopainter.storage.s3 import S3Store
@@ -25,6 +25,7 @@ __all__ = [
     "Store",
     "StoredObject",
     "failures",
+    "lasting",
     "mapped",
     "open_store",
     "read_input",
