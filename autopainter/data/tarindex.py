@@ -61,9 +61,13 @@ def find(data: bytes | mmap.mmap) -> tuple[list[Place], dict[str, str], str | No
             for member in tar:
                 match = _NAME.fullmatch(member.name)
                 key, suffix = (match[1], match[2].lower()) if match else ("", "")
-                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
+                if member.isdir() or member.name.rpartition("/")[2].startswith("."):
                     continue  # hidden files are what some systems leave behind
-                if not match:
+                if member.islnk() or member.issym():
+                    broken[member.name] = "is a link; pack it with tar --dereference --hard-dereference"
+                elif not member.isfile():
+                    broken[member.name] = "is no plain file"
+                elif not match:
                     broken[member.name] = "has no name of the form KEY.SUFFIX"
                 elif not _TEXT.fullmatch(member.name):
                     broken[member.name] = "has a name with a line break or bytes that are no text"
