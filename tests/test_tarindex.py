@@ -168,6 +168,24 @@ def test_a_damaged_header_is_no_silent_end(place):
     assert damage
 
 
+def resized(data, place, size):
+    """A tar with another size in the header at a byte, and the header's checksum made right."""
+    header = tarfile.TarInfo.frombuf(data[place : place + 512], "utf-8", "strict")
+    header.size = size
+    return data[:place] + header.tobuf(tarfile.GNU_FORMAT) + data[place + 512 :]
+
+
+@pytest.mark.parametrize("size", [-1, -512, -1024, -(2**70), 2**62, 2**80])
+@pytest.mark.parametrize("way", [bytes, mapped])
+def test_a_member_of_an_impossible_size_ends_the_tar(size, way):
+    data = tar(lots())
+    whole, _, _ = tarindex.find(data)
+    places, broken, damage = tarindex.find(way(resized(data, whole[3].start, size)))
+    assert places == whole[:3]
+    assert broken == {}
+    assert damage
+
+
 # CRC-32
 
 
