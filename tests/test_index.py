@@ -231,6 +231,17 @@ def test_what_is_broken_is_named_and_left_out(tmp_path):
     assert {key for shard, key in found if shard == "cut.tar"} == {f"p020{number}" for number in range(4)}
 
 
+def test_a_shard_that_cannot_be_read_is_broken(tmp_path):
+    put(str(tmp_path), {"a.tar": some(0, 20)})
+    (tmp_path / "gone.tar").symlink_to(tmp_path / "nothing.tar")
+    (tmp_path / "loop.tar").symlink_to(tmp_path / "loop.tar")
+    result = index(str(tmp_path), PAIR, validation=0.4, workers=1)
+    assert {name: reason.partition(":")[0] for name, reason in result.broken.items()} == {
+        str(tmp_path / name): "cannot be read" for name in ("gone.tar", "loop.tar")
+    }
+    assert len(check(result.uri)) == 20
+
+
 @pytest.mark.parametrize("name", ["line\nbreak", os.fsdecode(b"\xff")])
 def test_keys_that_a_manifest_cannot_hold_are_broken(name, tmp_path):
     put(str(tmp_path), {"a.tar": tar([*some(0, 10), (name, pair(10))], tarfile.GNU_FORMAT)})

@@ -13,7 +13,7 @@ from autopainter.data.manifest import SPLITS, Sample, Samples, Shard
 from autopainter.data.pictures import BrokenInput, decode_stored
 from autopainter.data.shard import place_of_group
 from autopainter.data.tarindex import Place
-from autopainter.errors import UserError
+from autopainter.errors import StorageError, UserError
 from autopainter.uri import split as split_uri
 
 
@@ -152,8 +152,15 @@ def _absolute(store: storage.Store) -> str:
 def scan(shards: str, key: str, members: Members, tick: Callable[[], None]) -> Scan:
     """Read one shard and decode its samples."""
     store = storage.open_store(shards)
-    with storage.mapped(store, key) as data:
-        found = _scan(store.locate(key), key, data, members)
+    try:
+        with storage.mapped(store, key) as data:
+            found = _scan(store.locate(key), key, data, members)
+    except StorageError:
+        raise
+    except OSError as error:
+        if not storage.lasting(error):
+            raise
+        found = Scan(key, 0, "", [], [], [], {store.locate(key): f"cannot be read: {error.strerror or 'not found'}"})
     tick()
     return found
 
