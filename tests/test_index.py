@@ -323,6 +323,14 @@ def test_a_manifest_elsewhere_names_the_place_of_the_shards(tmp_path, monkeypatc
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["a.tar"]
 
 
+def test_shards_whose_names_are_no_text(tmp_path):
+    folder = tmp_path / os.fsdecode(b"B\xe4r")
+    put(str(folder), {os.fsdecode(b"\xff.tar"): some(0, 20)})
+    result = index(str(folder), PAIR, str(tmp_path / "one.json"), validation=0.4, workers=1)
+    assert manifest.load(result.uri).uri == str(folder)
+    assert len(check(result.uri)) == 20
+
+
 def test_a_local_manifest_of_shards_on_s3(s3_uri, tmp_path):
     put(s3_uri, {"a.tar": some(0, 20)})
     result = index(s3_uri + "/", PAIR, str(tmp_path / "one.json"), validation=0.4, workers=1)

@@ -567,6 +567,24 @@ def test_undecided_and_unmatched_inputs_are_named(tmp_path):
     assert list(result.bad["broken"]) == [str(tmp_path / "line" / "8.png"), "0.png"]
 
 
+def test_names_that_are_no_text(tmp_path):
+    odd = os.fsdecode(b"Bl\xe4tter")
+    for number in range(8):
+        save(tmp_path / odd / f"{number}.png", draw(number))
+        save(tmp_path / "line" / f"{number}.png", draw(number))
+    for name in (f"{odd}.png", f"{odd}.bmp"):
+        save(tmp_path / "line" / name, draw(1))
+    save(tmp_path / odd / f"{odd}.png", draw(1))
+    source = MatchedFolders(str(tmp_path / odd), str(tmp_path / "line"), 32)
+    out = tmp_path / odd / "out"
+    result = pack(source, str(out), PackOptions(validation=0.4), workers=1)
+    assert result.left_out["broken"] == {
+        r"Bl\udce4tter.png": r"has several drawings: Bl\udce4tter.bmp, Bl\udce4tter.png"
+    }
+    assert manifest.load(result.uri).info["source"]["colors"] == str(tmp_path / odd)
+    assert pack(source, str(out), PackOptions(validation=0.4), workers=1).already_packed
+
+
 @pytest.mark.parametrize("case", ["empty", "missing", "all broken", "destination is a file"])
 def test_hopeless_commands_end_in_one_line_and_write_nothing(tmp_path, case):
     folder, out = tmp_path / "in", tmp_path / "out"

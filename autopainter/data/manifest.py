@@ -151,7 +151,8 @@ def encode(info: dict[str, Any], splits: dict[str, tuple[Shard, ...]], shards_at
         **({"shards_at": shards_at} if shards_at else {}),
         "splits": {name: [_encode_shard(shard) for shard in shards] for name, shards in splits.items()},
     }
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace")  # bytes of a file name that are no text, as JSON escapes them
 
 
 def _encode_shard(shard: Shard) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def _finish(
 ) -> PackResult:
     """Write the summary, then the manifest, then delete the records."""
     left_out: LeftOut = {kind: {} for kind in LEFT_OUT.values()}
-    left_out["broken"] |= {printable(name): reason for name, reason in listing.broken.items()}
+    left_out["broken"] |= {printable(name): printable(reason) for name, reason in listing.broken.items()}
     for record in records.values():
         for kind, found in record.left_out.items():
             left_out[kind] |= found

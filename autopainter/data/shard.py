@@ -176,7 +176,7 @@ def pack_shard(
                     keys.append(f"{item.key}-{pair.part}" if pair.part else item.key)
                     writer.write(_encode(keys[-1], item, pair, options.jpeg_quality))
             except tuple(LEFT_OUT) as error:
-                left_out[LEFT_OUT[type(error)]][printable(item.location)] = str(error)
+                left_out[LEFT_OUT[type(error)]][printable(item.location)] = printable(str(error))
             tick()
     shard = None
     if keys:
