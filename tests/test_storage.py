@@ -759,7 +759,7 @@ def test_an_object_is_read_by_its_uri(root):
 class Site(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = b"weights"
-        self.send_response(200 if self.path in ("/file", "/cut") else 404)
+        self.send_response({"/file": 200, "/cut": 200, "/closed": 403, "/odd": 405}.get(self.path, 404))
         self.send_header("Content-Length", str(len(body) + (10 if self.path == "/cut" else 0)))
         self.end_headers()
         self.wfile.write(body)
@@ -812,13 +812,59 @@ def test_a_site_with_an_unknown_certificate_is_refused(https):
     assert succeeds(code, "/tmp", {"SSL_CERT_FILE": certificate}) is True
 
 
-@pytest.mark.parametrize(("path", "words"), [("/nothing", "404"), ("/cut", "")])
-def test_a_site_that_does_not_give_the_file_is_a_storage_error(https, path, words):
+@pytest.mark.parametrize(
+    ("path", "kind", "words"),
+    [
+        ("/nothing", "FileNotFoundError", "not found"),
+        ("/closed", "UserError", "the site refuses it (HTTP Error 403: Forbidden)"),
+        ("/odd", "StorageError", "HTTP Error 405"),
+        ("/cut", "StorageError", ""),
+    ],
+)
+def test_a_site_that_does_not_give_the_file(https, path, kind, words):
     url, certificate = https
-    kind, message, _ = outcome(f"storage.read_uri({url + path!r})", "/tmp", {"SSL_CERT_FILE": certificate})
-    assert kind == "StorageError"
+    found, message, again = outcome(f"storage.read_uri({url + path!r})", "/tmp", {"SSL_CERT_FILE": certificate})
+    assert (found, again) == (kind, path == "/cut")
     assert f"{url}{path}" in message
     assert words in message
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https:///x",
+        "https://h:port/x",
+        "https://[::1/x",
+        "https://h/my data/x",
+        "https://h/m\u00e4rz",
+        "https://h/a\nb",
+    ],
+)
+def test_what_is_no_url_is_said_at_once(uri):
+    with pytest.raises(UserError, match=r"not a URL; write https://HOST/PATH, with %20 for a space"):
+        storage.read_uri(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://user:hidden@h/x",
+        "https://h/x?sv=2024&sig=hidden",
+        "https://h/x?sig=hidden",
+        "s3://bucket/x?X-Amz-Signature=hidden",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
+    for operation in (storage.read_uri, storage.open_store):
+        with pytest.raises(UserError, match="a URI must hold no credentials") as error:
+            operation(uri)
+        assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["R&D/monkeys/size=512", "a?token=1", "me@home"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    open_store(f"{tmp_path}/{name}").write("x", b"1")
+    assert storage.read_uri(f"{tmp_path}/{name}/x") == b"1"
 
 
 def test_a_place_where_no_folder_can_be_made_is_refused():
