@@ -12,6 +12,7 @@ import ipaddress
 import itertools
 import logging
 import os
+import runpy
 import signal
 import ssl
 import stat
@@ -388,7 +389,10 @@ def test_what_the_user_must_mend_is_said_at_once(s3, code, bucket, changes, word
         ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "no credentials"),
         ({"AWS_SECRET_ACCESS_KEY": None}, "AWS_SECRET_ACCESS_KEY"),
         ({"AWS_ENDPOINT_URL": "localhost:9000"}, "localhost:9000"),
+        ({"AWS_ENDPOINT_URL": "http://localhost:abc"}, "write AWS_ENDPOINT_URL as http://HOST:PORT"),
         ({"AWS_PROFILE": "not-there"}, "not-there"),
+        ({"AWS_REGION": "eu_west!"}, "set AWS_REGION"),
+        ({"AWS_CONFIG_FILE": __file__}, f"{__file__}; mend it, or what AWS_CONFIG_FILE"),
     ],
 )
 def test_unfit_settings_are_said_at_once(s3, s3_uri, changes, words):
@@ -400,11 +404,28 @@ def test_unfit_settings_are_said_at_once(s3, s3_uri, changes, words):
 
 
 def test_a_forgotten_address_is_asked_for(s3, s3_uri):
-    settings = {name: value for name, value in s3.env.items() if name != "AWS_ENDPOINT_URL"}
+    settings = s3.env | {"AWS_ENDPOINT_URL": ""}  # which is none, for boto3
     nowhere = {"HTTPS_PROXY": "http://127.0.0.1:1"}  # so that AWS is never asked
     kind, message, _ = outcome("store.list()", s3_uri, {**settings, **nowhere})
     assert kind == "StorageError"
     assert "if the bucket is not at AWS, set AWS_ENDPOINT_URL" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "values"),
+    [
+        ("AUTOPAINTER_STORAGE_RETRY_SECONDS", "0", ["1m", "-1", "nan", "inf"]),
+        ("AUTOPAINTER_STORAGE_TIMEOUT_SECONDS", "0.1", ["1m", "0", "-1", "nan", "inf"]),
+    ],
+)
+def test_durations_that_are_none_are_named(monkeypatch, name, least, values):
+    module = sys.modules["autopainter.storage.retry"].__file__
+    for value in values:
+        monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"^{name}: must be a number of seconds, at least {least}, got '{value}'$"):
+            runpy.run_path(module)
+    monkeypatch.setenv(name, least)
+    assert runpy.run_path(module)[name.removeprefix("AUTOPAINTER_STORAGE_")] == float(least)
 
 
 def test_the_region_is_taken_from_the_environment(s3, s3_uri):
