@@ -39,7 +39,7 @@ def open_store(uri: str) -> Store:
     _check(uri)
     if uri.startswith("s3://"):
         return S3Store(uri)
-    if not uri or "://" in uri:
+    if not uri or "://" in uri or uri == "s3:/":  # what split leaves of s3://NAME
         raise UserError(f"{uri!r}: unknown kind of storage; use a folder or s3://BUCKET/PREFIX")
     return LocalStore(uri)
 
