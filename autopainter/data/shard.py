@@ -111,7 +111,7 @@ class ShardRecord:
             if not isinstance(shard, Shard | None):
                 raise TypeError("its shard has no samples")
             return ShardRecord(shard, left_out)
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except manifest.UNFIT as error:
             raise CorruptData(f"not a shard record: {error}") from None
 
 
