@@ -30,7 +30,7 @@ from autopainter.data import manifest, pool
 from autopainter.data.pack import PackOptions, pack
 from autopainter.data.shard import ShardRecord, plan_shards
 from autopainter.data.sketch import xdog
-from autopainter.data.sources import ColorImages, MatchedFolders, OpenMoji, SideBySide, openmoji
+from autopainter.data.sources import ColorImages, Item, MatchedFolders, OpenMoji, SideBySide, openmoji
 from autopainter.errors import StorageError, UserError
 
 SMALL = PackOptions(limit=90, shard_samples=32, validation=0.2)
@@ -258,11 +258,20 @@ def test_an_empty_split_says_which_share_works(tmp_path):
     source = ColorImages(str(tmp_path), 32)
     with pytest.raises(UserError, match="leaves one split of 6 groups empty") as error:
         plan_shards(source.listing().items, PackOptions(validation=1e-6))
-    share = float(str(error.value).split(" from ")[1].split()[0])
-    plans = plan_shards(source.listing().items, PackOptions(validation=share))
-    assert [plan.split for plan in plans] == ["train", "validation"]
+    for share in map(float, str(error.value).split(" from ")[1].split(" to ")):
+        plans = plan_shards(source.listing().items, PackOptions(validation=share))
+        assert [plan.split for plan in plans] == ["train", "validation"]
     with pytest.raises(UserError, match="variants of one drawing"):
         plan_shards(source.listing().items[:1], PackOptions())
+
+
+def test_both_ends_of_the_shares_that_work_do():
+    for first in range(2000):
+        items = [Item(f"{number}", f"{number}", "", ()) for number in (first, first + 1)]
+        with pytest.raises(UserError, match="leaves one split of 2 groups empty") as error:
+            plan_shards(items, PackOptions(validation=1e-9))
+        for share in map(float, str(error.value).split(" from ")[1].split(" to ")):
+            plan_shards(items, PackOptions(validation=share))
 
 
 def test_groups_by_a_pattern_stay_on_one_side(tmp_path):

@@ -6,7 +6,9 @@ A shard is a plain WebDataset tar with ``KEY.color.jpg``, ``KEY.json`` and, unle
 
 import hashlib
 import io
+import itertools
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -133,7 +135,7 @@ def plan_shards(items: list[Item], options: PackOptions) -> list[ShardPlan]:
     if not lowest < options.validation <= highest:
         raise UserError(
             f"validation: a share of {options.validation} leaves one split of {len(places)} groups empty;"
-            f" use one from {lowest + 1e-4:.4f} to {highest:.4f}"
+            f" use one from {_between(lowest, highest)}"
         )
     plans = []
     for split in SPLITS:
@@ -143,6 +145,15 @@ def plan_shards(items: list[Item], options: PackOptions) -> list[ShardPlan]:
             part = tuple(members[first : first + options.shard_samples])
             plans.append(ShardPlan(f"{split}-{number:05d}.tar", split, part))
     return plans
+
+
+def _between(lowest: float, highest: float) -> str:
+    """The shares above ``lowest`` and up to ``highest``, as short as their bounds can be written."""
+    for digits in itertools.count(4):
+        first, last = math.floor(lowest * 10**digits) + 1, math.floor(highest * 10**digits)
+        if first <= last:
+            return f"{first / 10**digits:.{digits}f} to {last / 10**digits:.{digits}f}"
+    raise AssertionError
 
 
 def place_of_group(group: str) -> float:
