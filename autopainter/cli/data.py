@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -222,11 +221,11 @@ def index(shards: str, color: str, sketch: str | None, max_bad: int, **choices: 
 @click.command()
 @click.argument("dataset")
 @click.option("--verify", is_flag=True, help="Read everything and check every checksum.")
-@click.option("--sheet", type=click.Path(path_type=Path), metavar="PNG", help="Write a contact sheet of some samples.")
+@click.option("--sheet", metavar="PNG", help="Write a contact sheet of some samples to this path or s3:// URI.")
 @click.option("--split", default="train", show_default=True, help="Split of the sheet.")
 @click.option("--samples", type=click.IntRange(min=1), default=24, show_default=True, help="Samples in the sheet.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of YAML.")
-def inspect(dataset: str, verify: bool, sheet: Path | None, split: str, samples: int, as_json: bool) -> None:
+def inspect(dataset: str, verify: bool, sheet: str | None, split: str, samples: int, as_json: bool) -> None:
     """Show what is in a DATASET: its folder, its s3:// prefix or its manifest."""
     from autopainter.data import inspect as inspection
     from autopainter.data import manifest as manifests

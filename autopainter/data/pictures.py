@@ -247,8 +247,8 @@ def pad(image: Image) -> Image:
     )
 
 
-def write_png(path: Path, image: Image) -> None:
-    """Write a uint8 [H, W, 3] RGB picture, whole or not at all."""
+def write_png(path: Path | str, image: Image) -> None:
+    """Write a uint8 [H, W, 3] RGB picture to a path or s3:// URI, whole or not at all."""
     _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     folder, name = split(str(path))
     storage.open_store(folder).write(name, data.tobytes())
