@@ -13,7 +13,7 @@ from typing import Any
 
 from autopainter import storage
 from autopainter.config import flatten
-from autopainter.data.manifest import SPLITS, Shard
+from autopainter.data.manifest import SPLITS, UNFIT, Shard
 from autopainter.data.shard import PLAN, SHARD_NAME, ShardPlan, ShardRecord, index, taken_over
 from autopainter.errors import CorruptData, StorageError, UserError
 
@@ -82,8 +82,7 @@ class Records:
         if not overwrite:
             self._refuse_others(others, present, begun=self.folder + PLAN in keys)
         try:
-            document = {"identity": self.identity, "shards": [plan.name for plan in self.plans]}
-            self.store.write(self.folder + PLAN, json.dumps(document).encode())
+            self.store.write(self.folder + PLAN, json.dumps(self.identity).encode())
         except StorageError:
             raise
         except OSError as error:
@@ -103,8 +102,8 @@ class Records:
         if others:
             try:
                 other = json.loads(self.store.read(others[0].rpartition("/")[0] + "/" + PLAN))
-                reason = f" ({changes(other['identity'], self.identity)})"
-            except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+                reason = f" ({changes(other, self.identity)})"
+            except (FileNotFoundError, *UNFIT):
                 reason = ""
             raise UserError(
                 f"{self.store.uri}: holds an unfinished pack{reason}; the command that began it goes on with it;"
