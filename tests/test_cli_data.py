@@ -228,6 +228,13 @@ def test_inspect_describes_and_verifies(succeed, dataset, tmp_path):
     assert cv2.imread(str(sheet)).shape == (140, 6 * 262 + 6, 3)
 
 
+def test_a_sheet_is_written_to_storage(succeed, dataset, s3_uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    succeed("inspect", dataset, "--sheet", f"{s3_uri}/sheet.png", "--samples", 2)
+    assert cv2.imdecode(np.frombuffer(storage.read_uri(f"{s3_uri}/sheet.png"), np.uint8), cv2.IMREAD_COLOR) is not None
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("place", ["folder", "s3"])
 def test_inspect_names_the_damage_with_exit_code_1(call, succeed, place, pictures, out, request):
     uri = str(out) if place == "folder" else request.getfixturevalue("s3_uri")
