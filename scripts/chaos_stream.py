@@ -27,10 +27,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Read when autopainter is imported. Long enough for a busy machine, short enough for hundreds of hopeless trials.
-os.environ.setdefault("AUTOPAINTER_STORAGE_RETRY_SECONDS", "2")
-os.environ.setdefault("AUTOPAINTER_STORAGE_TIMEOUT_SECONDS", "0.5")
-
 import torch
 from cartoons import pack_cartoons
 from faulty_proxy import FAULTS, FaultyProxy
@@ -41,10 +37,13 @@ from autopainter import storage
 from autopainter.data import manifest as manifests
 from autopainter.data.stream import Batch, TrainingStream
 from autopainter.errors import StorageError
+from autopainter.storage import download, retry, s3
 
 PICTURES = 240
 BUCKET, PREFIX = "datasets", "chaos"
-TRIAL_SECONDS = 90.0
+RETRY_SECONDS, TIMEOUT_SECONDS = 2.0, 0.5
+"""Of storage while there are faults: short enough for hundreds of hopeless trials."""
+TRIAL_SECONDS = 300.0
 """A trial that takes longer hangs."""
 LEVELS = (0.0, 0.02, 0.1, 0.2, 0.4, 0.7, 1.0)
 """Share of the answers that suffer a fault, from harmless to hopeless."""
@@ -138,6 +137,7 @@ class Chaos:
         damaged = {} if trial.damaged is None else {f"/{BUCKET}/{PREFIX}/{target}": trial.damaged % len(before)}
         self._proxy.begin(trial.rates, seed=hash_of(trial.seed), damaged=damaged)
         with tempfile.TemporaryDirectory() as cache, contextlib.ExitStack() as cleanup:
+            cleanup.enter_context(impatience())
             cleanup.callback(self._restore, target, before, others)
             config = self._config(trial, cache)
             streams = [TrainingStream(self._manifest, config, r, trial.world, trial.start) for r in range(trial.world)]
@@ -213,6 +213,23 @@ class Chaos:
         settle(others)
         self._client.put_object(Bucket=BUCKET, Key=f"{PREFIX}/{shard}", Body=data)
         self.injected.update(self._proxy.injected)
+
+
+@contextlib.contextmanager
+def impatience() -> Iterator[None]:
+    """Storage gives up soon; without faults it must not, as a server on a busy machine may be as slow."""
+    places = [(retry, "RETRY_SECONDS", RETRY_SECONDS)]
+    places += [(module, "TIMEOUT_SECONDS", TIMEOUT_SECONDS) for module in (s3, download)]
+    usual = [getattr(module, name) for module, name, _ in places]
+    try:
+        for module, name, value in places:
+            setattr(module, name, value)
+        s3.shared_client.cache_clear()
+        yield
+    finally:
+        for (module, name, _), value in zip(places, usual, strict=True):
+            setattr(module, name, value)
+        s3.shared_client.cache_clear()
 
 
 def compare(part: Batch, whole: Batch, rank: int, world: int) -> None:

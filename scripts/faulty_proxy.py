@@ -170,23 +170,26 @@ class FaultyProxy:
             await answer_to.drain()
             return True
         body = self._damage(path, answer, body)
-        fault, fate = self._choose(path, request.get("range"))
-        return await self._answer(fault, fate, near, answer_to, answer, whole, body)
+        fault, fate, scripted = self._choose(path, request.get("range"))
+        # By script in the middle of the body, so that each is a fault; at random anywhere, from the first byte on.
+        middle = range(len(body) // 4, len(body) - len(body) // 4) if scripted else range(len(body))
+        place = fate.choice(middle) if middle else 0
+        return await self._answer(fault, fate, place, near, answer_to, answer, whole, body)
 
-    def _choose(self, path: str, ranged: str) -> tuple[str, random.Random]:
-        """The fault of the next answer, '' for none, and the random numbers that decide about the rest of it."""
+    def _choose(self, path: str, ranged: str) -> tuple[str, random.Random, bool]:
+        """The fault of the next answer, '' for none, the random numbers for the rest of it, and if it is by script."""
         self.asked.append((path, ranged))
         name = f"{path}:{ranged.rpartition('-')[2]}"
         self._times[name] += 1
         fate = random.Random(f"{self.seed}:{name}:{self._times[name]}")
         if self.script:
-            return self.script.pop(0), fate
+            return self.script.pop(0), fate, True
         chance = fate.random()
         for kind, rate in self.rates.items():
             chance -= rate
             if chance < 0:
-                return kind, fate
-        return "", fate
+                return kind, fate, False
+        return "", fate, False
 
     def _damage(self, path: str, answer: _Head, body: bytes) -> bytes:
         held = re.match(r"bytes (\d+)-", answer.get("content-range"))
@@ -200,13 +203,14 @@ class FaultyProxy:
         self,
         fault: str,
         fate: random.Random,
+        place: int,
         near: asyncio.StreamReader,
         to: asyncio.StreamWriter,
         head: _Head,
         whole: dict[str, str],
         body: bytes,
     ) -> bool:
-        """Answer with a fault; whether the connection may be used again."""
+        """Answer with a fault, at this place of the body; whether the connection may be used again."""
         if fault:
             self.injected[fault] += 1
         if fault == "refuse":
@@ -214,23 +218,23 @@ class FaultyProxy:
         if fault in _ERRORS:
             (head, body), whole = _error(fault), {}
         elif fault == "truncate":
-            body = body[: fate.randrange(len(body))] if body else b""
+            body = body[:place]
             whole["content_length"] = str(len(body))
         elif fault == "flip" and body:
-            for place in fate.sample(range(len(body)), min(len(body), fate.randint(1, 3))):
-                body = _flipped(body, place)
+            for flipped in fate.sample(range(len(body)), min(len(body), fate.randint(1, 3))):
+                body = _flipped(body, flipped)
         elif fault == "delay":
             await asyncio.sleep(fate.random() * self.delay_seconds)
-        sent = fate.randrange(len(body)) if body and fault in ("cut", "reset", "stall", "trickle") else len(body)
+        sent = place if fault in ("cut", "reset", "stall", "trickle") else len(body)
         to.write(head.encode(**whole) + body[:sent])
         await to.drain()
         if fault == "reset":
             to.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             to.transport.abort()
         elif fault == "trickle":
-            for place in range(sent, len(body)):
+            for byte in range(sent, len(body)):
                 await asyncio.sleep(_TRICKLE_SECONDS)
-                to.write(body[place : place + 1])
+                to.write(body[byte : byte + 1])
                 await to.drain()
         elif fault == "stall":
             await near.read()  # until the client gives up

@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from faulty_proxy import FaultyProxy
 from processes import HOST, child_env, free_ports
 from services import SeaweedFS
-from waiting import PATIENCE_SECONDS
+from waiting import PATIENCE_SECONDS, until
 
 from autopainter import storage
 from autopainter.errors import CorruptData, StorageError, UserError
@@ -241,7 +240,7 @@ def writer(tmp_path):
         process.stdout.readline()
         while True:
             while not half_files(tmp_path):
-                pass
+                assert process.poll() is None
             os.kill(process.pid, signal.SIGSTOP)
             while "State:\tT" not in Path(f"/proc/{process.pid}/status").read_text():
                 pass
@@ -275,9 +274,8 @@ def test_a_writer_that_lives_keeps_its_half_file(tmp_path, writer):
     open_store(str(tmp_path)).write("key", b"next")
     assert half_files(tmp_path) == [half]
     os.kill(process.pid, signal.SIGCONT)
-    process.stdout.readline()
+    until(lambda: open_store(str(tmp_path)).size("key") == size)
     assert process.poll() is None
-    assert open_store(str(tmp_path)).size("key") == size
 
 
 def test_the_half_files_of_killed_attempts_are_removed_with_their_folders(tmp_path):
@@ -477,10 +475,10 @@ def test_a_cut_connection_is_tried_again(s3, s3_uri):
 
 @pytest.fixture
 def settings(s3):
-    """Leads this process's client to another endpoint, with short times."""
+    """Leads this process's client to another endpoint; in short times only where silence is the fault."""
     with pytest.MonkeyPatch.context() as patch:
 
-        def use(endpoint, retry_seconds=60, timeout_seconds=1):
+        def use(endpoint, retry_seconds=60, timeout_seconds=30):
             patch.setenv("AWS_ENDPOINT_URL", endpoint)
             for module in ("s3", "download"):
                 patch.setattr(f"autopainter.storage.{module}.TIMEOUT_SECONDS", timeout_seconds)
@@ -489,6 +487,9 @@ def settings(s3):
 
         yield use
     shared_client.cache_clear()
+
+
+SILENT = ("stall", "trickle")
 
 
 @pytest.fixture
@@ -506,35 +507,35 @@ def proxy(s3, settings):
         ("truncate", (1000, 90_000)),  # a whole object with a shorter Content-Length is a shorter object
     ],
 )
-def test_a_read_survives_faults_and_keeps_what_has_come(s3_uri, proxy, fault, span):
+def test_a_read_survives_faults_and_keeps_what_has_come(s3_uri, proxy, settings, fault, span):
     data = os.urandom(100_000)
+    open_store(s3_uri).write("key", data)
+    settings(proxy.url, timeout_seconds=1 if fault in SILENT else 30)
     store = open_store(s3_uri)
-    store.write("key", data)
     proxy.begin({}, script=[fault, fault])
-    before, began = storage.retries(), time.monotonic()
+    before = storage.retries()
     got = store.read("key") if span is None else store.read_range("key", *span)
     assert got == (data[slice(*span)] if span else data)
     assert proxy.injected == {fault: 2}
-    assert storage.retries() - before == 2
-    assert time.monotonic() - began < 60  # two of the default timeout
+    again = storage.retries() - before
+    assert again == 2 or (fault in SILENT and again > 2)  # a starved server is silent as well
     firsts = [int(asked.removeprefix("bytes=").partition("-")[0] or 0) for _, asked in proxy.asked]
-    kept = fault in ("cut", "stall", "trickle", "truncate")  # what a reset overtakes is lost
-    if fault != "reset":
-        assert (firsts[0] < firsts[1] < firsts[2]) == kept
+    if fault in ("cut", "truncate", *SILENT):
+        assert firsts[0] < firsts[1] < firsts[2]
+    elif fault != "reset":  # what that overtakes is lost
+        assert firsts[0] == firsts[1] == firsts[2]
 
 
 @pytest.mark.parametrize("fault", ["stall", "trickle", "503", "refuse"])  # cut for ever, a read still gets there
 def test_faults_without_end_are_a_storage_error_in_time(s3_uri, proxy, settings, fault):
+    open_store(s3_uri).write("key", b"x" * 100_000)
     settings(proxy.url, retry_seconds=1, timeout_seconds=0.3)
     store = open_store(s3_uri)
-    store.write("key", b"x" * 100_000)
     proxy.begin({fault: 1})
-    began = time.monotonic()
     with pytest.raises(StorageError, match=f"{s3_uri}/key: ") as caught:
         store.read_range("key", 0, 100_000)
     assert not isinstance(caught.value, CorruptData)
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - began < 60  # and not for ever
 
 
 def test_a_503_that_the_server_takes_back(s3_uri, proxy):
@@ -545,18 +546,20 @@ def test_a_503_that_the_server_takes_back(s3_uri, proxy):
 
 
 @pytest.mark.parametrize("fault", ["cut", "reset", "stall", "refuse", "500", "503"])
-def test_a_list_survives_faults(s3_uri, proxy, fault):
+def test_a_list_survives_faults(s3_uri, proxy, settings, fault):
+    open_store(s3_uri).write("key", b"data")
+    settings(proxy.url, timeout_seconds=1 if fault in SILENT else 30)
     store = open_store(s3_uri)
-    store.write("key", b"data")
     proxy.begin({}, script=[fault, fault])
     assert store.list() == [StoredObject("key", 4)]
     assert proxy.injected == {fault: 2}
 
 
 @pytest.mark.parametrize("fault", ["cut", "reset", "stall"])
-def test_an_error_whose_own_body_does_not_come(s3_uri, proxy, fault):
+def test_an_error_whose_own_body_does_not_come(s3_uri, proxy, settings, fault):
+    open_store(s3_uri).write("key", b"data")
+    settings(proxy.url, timeout_seconds=1 if fault in SILENT else 30)
     store = open_store(s3_uri)
-    store.write("key", b"data")
     proxy.begin({}, script=[fault])
     with pytest.raises(CorruptData, match="ends at or before byte 7, expected 9"):
         store.read_range("key", 7, 9)
@@ -680,7 +683,7 @@ def odd(settings):
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        settings(f"http://{HOST}:{server.server_port}", PATIENCE_SECONDS, timeout_seconds=10)  # it answers at once
+        settings(f"http://{HOST}:{server.server_port}", PATIENCE_SECONDS)  # it answers at once
         yield server
         server.shutdown()
         thread.join()
@@ -736,7 +739,7 @@ def test_odd_servers_give_right_bytes(odd, answers, asked):
     ],
 )
 def test_odd_servers_that_cannot_be_read_from(odd, settings, answer, kind, words):
-    settings(f"http://{HOST}:{odd.server_port}", retry_seconds=0.3, timeout_seconds=10)
+    settings(f"http://{HOST}:{odd.server_port}", retry_seconds=0.3)
     odd.script[:] = [answer]
     with pytest.raises(kind, match=r"s3://bucket/key: ") as caught:
         open_store("s3://bucket").read_range("key", 2, 8)
