@@ -1,6 +1,6 @@
 """The command line as a user meets it: help, dry run, and one line with exit code 2 for every kind of bad input.
 
-Each case runs the real program in a process of its own. Run: pytest tests/test_cli.py
+The real programs run in processes of their own, but for the many kinds of bad input. Run: pytest tests/test_cli.py
 """
 
 import json
@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import boto3
@@ -17,8 +18,11 @@ from conftest import ROOT
 from services import SeaweedFS
 from waiting import PATIENCE_SECONDS
 
+import job.train
+from autopainter import cli
 from autopainter.config import Config
 from autopainter.storage import open_store
+from autopainter.storage.s3 import shared_client
 
 AUTOPAINTER = [str(Path(sys.executable).parent / "autopainter")]
 JOB = [sys.executable, "job/train.py"]
@@ -123,7 +127,15 @@ def bad_version(s3_uri: str, dataset: str) -> str:
     return uri
 
 
-@pytest.mark.parametrize("program", [[*AUTOPAINTER, "train"], JOB], ids=["autopainter", "job"])
+def train_here(*options: str) -> int:
+    return cli.exit_code_of(lambda: cli.cli.main(["train", *options], standalone_mode=False), "autopainter")
+
+
+def job_here(*options: str) -> int:
+    return cli.exit_code_of(lambda: job.train.train.main([*options], standalone_mode=False), "job/train.py")
+
+
+@pytest.mark.parametrize("program", [train_here, job_here])
 @pytest.mark.parametrize(
     ("case", "said"),
     [
@@ -141,8 +153,8 @@ def bad_version(s3_uri: str, dataset: str) -> str:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    program: list[str], case: str, said: str, config_file: Path, small_settings: list[str], runs_uri: str,
-    s3_uri: str, dataset: str, tmp_path: Path,
+    program: Callable[..., int], case: str, said: str, config_file: Path, small_settings: list[str], runs_uri: str,
+    s3_uri: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     changes = {
         "missing bucket of the data": ["data.manifest=s3://nowhere/manifest.json"],
@@ -155,17 +167,21 @@ def test_bad_input_is_one_line_and_exit_code_2(
         "indivisible batch": ["train.global_batch=7", "cluster.workers=4"],
         "wrong checksum": [f"loss.vgg_sha256={'0' * 64}"],
     }.get(case, [])
-    environment = {"RAY_ADDRESS": "127.0.0.1:1"}  # no cluster may be asked before the input is known to be good
-    if case == "wrong credentials":
-        environment["AWS_SECRET_ACCESS_KEY"] = "wrong-secret"
-    if case == "indivisible batch" and program is not JOB:
-        environment["WORLD_SIZE"] = "4"
     path = tmp_path / "none.yaml" if case == "missing config file" else config_file
-    done = call([*program, "--config", str(path), *sets(small_settings + changes)], **environment)
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert "wrong-secret" not in done.stderr
+    with monkeypatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # no cluster may be asked before the input is known to be good
+        if case == "wrong credentials":
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+            patch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the credentials that it found first
+            shared_client.cache_clear()
+        if case == "indivisible batch" and program is train_here:
+            patch.setenv("WORLD_SIZE", "4")
+        assert program("--config", str(path), *sets(small_settings + changes)) == 2
+    shared_client.cache_clear()
+    errors = capfd.readouterr().err
+    assert said in errors
+    assert len(errors.splitlines()) == 1
+    assert "wrong-secret" not in errors
     assert objects(runs_uri) == []
 
 
