@@ -214,17 +214,6 @@ def test_an_empty_folder_cannot_be_packed(tmp_path: Path, s3_uri: str) -> None:
     assert objects(s3_uri) == []
 
 
-def test_broken_pictures_are_named_and_the_rest_is_packed(tmp_path: Path, pictures: Path, s3_uri: str) -> None:
-    for picture in sorted(pictures.iterdir())[:40]:
-        (tmp_path / picture.name).write_bytes(picture.read_bytes())
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    done = call([*AUTOPAINTER, "pack", "images", str(tmp_path), s3_uri, "--size", "32", "--validation", "0.2"])
-    assert done.returncode == 1
-    assert "broken: broken.png: not an image of a known format" in done.stderr
-    assert "1 broken" in done.stdout
-    assert f"{s3_uri.split('/', 3)[3]}/manifest.json" in objects(s3_uri)
-
-
 def test_credentials_are_nowhere_in_what_a_run_stores_or_says(
     s3: SeaweedFS, config_file: Path, small_settings: list[str], runs_uri: str
 ) -> None:
