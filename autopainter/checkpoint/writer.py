@@ -132,7 +132,11 @@ class CheckpointWriter:
         self._check_fence()
         checkpoint = Checkpoint(step, self.attempt, written, self.meta, score, time.time())
         key, data = files.commit_key(step), files.encode(checkpoint)
-        if not self.run.create(key, data):
+        try:
+            created = self.run.create(key, data)
+        except OSError:  # what is there cannot be read; or storage fails, as it will then below
+            created = False
+        if not created:
             # Either a checkpoint of this step did not verify when the run was resumed, and this one replaces it; or
             # a later attempt has begun since the fence was looked at, and committed the step.
             self._check_fence()
