@@ -171,6 +171,22 @@ def test_tensors_may_change_as_soon_as_save_returns(tmp_path):
     assert_found(store, 4)
 
 
+def test_why_a_save_failed_is_known_until_one_succeeds(store):
+    """Whoever saves at each step looks only while a save runs."""
+    seen, writer = [], CheckpointWriter(store, 1, Retention(9), META)
+
+    def fail():
+        seen.append(writer.error)
+        raise StorageError("503 SlowDown")
+
+    writer.save(4, tensors(4), before_commit=fail)
+    writer.save(5, tensors(5), before_commit=fail)
+    writer.save(6, tensors(6), before_commit=lambda: seen.append(writer.error))
+    writer.wait()
+    assert [str(error) for error in seen] == ["None", "503 SlowDown", "503 SlowDown"]
+    assert writer.error is None
+
+
 # Damage
 
 
