@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
+_DOUBLINGS = 10  # of the wait; many more would be no number any more
 _CAUSES_SHOWN = 3
 
 
@@ -94,7 +95,7 @@ def _supervise(config: Config, store: Store, stop: threading.Event, run_group: C
                 len(causes), " | ".join(causes[-_CAUSES_SHOWN:]),
             )  # fmt: skip
             return 1
-        wait = min(_FIRST_WAIT_SECONDS * 2 ** len(causes), _LONGEST_WAIT_SECONDS)
+        wait = min(_FIRST_WAIT_SECONDS * 2 ** min(len(causes), _DOUBLINGS), _LONGEST_WAIT_SECONDS)
         log.warning("starting again in %.0f s from the newest checkpoint (step %s)", wait, saved)
         stop.wait(wait)
     return None

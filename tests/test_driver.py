@@ -65,6 +65,32 @@ def test_a_new_checkpoint_lets_the_run_fail_as_often_again(
     assert len(groups) == 3 + 4
 
 
+class NoWait(threading.Event):
+    """An event that nobody waits for."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self.is_set()
+
+
+class Forgetful(LocalStore):
+    """A folder that keeps no journal: each entry would be synced to the disk."""
+
+    def create(self, key: str, data: bytes) -> bool:
+        return True
+
+
+def test_any_number_of_failures_in_a_row_is_allowed(config: Config, folder: LocalStore) -> None:
+    groups: list[str] = []
+
+    def fail() -> str:
+        groups.append("failed")
+        raise OSError("the group failed")
+
+    cluster = config.cluster.model_copy(update={"max_failures": 1100})
+    assert driver._supervise(config.model_copy(update={"cluster": cluster}), Forgetful(folder.uri), NoWait(), fail) == 1
+    assert len(groups) == 1101
+
+
 def test_progress_that_comes_late_is_shown_once_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     told, late, shown = [1, 2], [True, False, True, False], []
 
