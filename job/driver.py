@@ -84,7 +84,7 @@ def _supervise(config: Config, store: Store, stop: threading.Event, run_group: C
             if why in ("finished", "stopped"):
                 return 0 if why == "finished" else None
             cause = "a node that runs a worker is taken away"
-            log.warning("%s: moving to what is left or comes instead", cause)
+            log.warning("%s: restarting on the remaining or replacement nodes", cause)
         saved = _saved_step(store)
         # Compared with the last step that storage told: a storage that is away now and then is no progress.
         causes = [*causes, cause] if saved in (None, known) else []
