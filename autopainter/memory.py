@@ -172,9 +172,16 @@ def _host_origin(config: Config, world: int) -> dict[str, Any]:
 
 
 def note_host(run: Store, config: Config, world: int, reason: str) -> None:
-    """Record that the host's memory was too small, and give up some of what is left to give up."""
+    """Record that the host's memory was too small, and give up some of what is left to give up.
+
+    If storage does not take part, that is a warning: the failure itself is what has to be dealt with.
+    """
     origin = _host_origin(config, world)
-    level = len(_records(run, "host", origin)) + 1
+    try:
+        level = len(_records(run, "host", origin)) + 1
+    except (OSError, UserError) as error:
+        log.warning("%s; that could not be recorded, the next start will meet the same end: %s", reason, error)
+        return
     if level <= _HOST_LEVELS:
         change = {"level": level, "reason": reason}
         _step_down(run, "host", origin, change, f": level {level}, fewer batches ahead and threads ({reason})")

@@ -65,6 +65,35 @@ def test_a_new_checkpoint_lets_the_run_fail_as_often_again(
     assert len(groups) == 3 + 4
 
 
+class Away(LocalStore):
+    """A folder that answers nothing."""
+
+    def list(self, prefix: str = "") -> list[StoredObject]:
+        raise StorageError("storage is away")
+
+    def create(self, key: str, data: bytes) -> bool:
+        raise StorageError("storage is away")
+
+
+@pytest.mark.parametrize(
+    "error", [ray.exceptions.WorkerCrashedError(), ray.exceptions.OutOfMemoryError("killed by the memory monitor")]
+)
+def test_a_failure_while_storage_is_away_is_followed_by_another_start(
+    config: Config, folder: LocalStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(driver, "_FIRST_WAIT_SECONDS", 0.0)
+    groups: list[str] = []
+
+    def fail_once() -> str:
+        groups.append("started")
+        if len(groups) == 1:
+            raise error
+        return "finished"
+
+    assert driver._supervise(config, Away(folder.uri), threading.Event(), fail_once) == 0
+    assert len(groups) == 2
+
+
 class NoWait(threading.Event):
     """An event that nobody waits for."""
 
