@@ -54,10 +54,14 @@ def run(config: Config, log_format: logs.Format = "text") -> int:
     forward_as(log_format)
     cluster.connect(config.cluster.workers * config.cluster.cpus_per_worker)
     log_as(log_format)
+    gpus = cluster.on_gpus(config.cluster.gpus, config.cluster.workers)
+    log.info("workers train on %s", "GPUs" if gpus else "CPUs")
     stop = threading.Event()
     # After connecting, because Ray sets a handler of signals of its own.
     with stop_signals(stop.set) as signals, training_progress() as show:
-        if (code := _supervise(config, store, stop, lambda: group.run(config, stop, show, log_format))) is not None:
+        if (
+            code := _supervise(config, store, stop, lambda: group.run(config, gpus, stop, show, log_format))
+        ) is not None:
             return code
     log.info("stopped at the checkpoint of step %s; the same command continues", _saved_step(store))
     return signals.exit_code

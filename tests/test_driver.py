@@ -94,6 +94,35 @@ def test_a_failure_while_storage_is_away_is_followed_by_another_start(
     assert len(groups) == 2
 
 
+@pytest.mark.parametrize(
+    ("there", "wanted", "used"),
+    [(8, None, True), (7, None, True), (1, None, True), (0, None, False), (0, True, True), (8, False, False)],
+)
+def test_a_run_that_began_on_gpus_stays_on_them(
+    config: Config, folder: LocalStore, monkeypatch: pytest.MonkeyPatch, there: int, wanted: bool | None, used: bool
+) -> None:
+    """Groups are started while all GPUs of the cluster are gone and when they have come back."""
+    now = {"GPU": float(there)}
+    groups: list[bool | None] = []
+
+    def start(config: Config, gpus: bool, *_: object) -> str:
+        groups.append(group._trainer(config, gpus, {}, str(folder.root)).scaling_config.use_gpu)
+        now["GPU"] = 0.0 if len(groups) == 1 else 16.0
+        if len(groups) < 3:
+            raise ray.exceptions.WorkerCrashedError
+        return "finished"
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: now)
+    monkeypatch.setattr(driver, "_FIRST_WAIT_SECONDS", 0.0)
+    for of, name in ((driver, "forward_as"), (driver, "log_as"), (driver.cluster, "connect")):
+        monkeypatch.setattr(of, name, lambda *_: None)
+    monkeypatch.setattr(group, "run", start)
+    cluster = config.cluster.model_copy(update={"workers": 8, "gpus": wanted})
+    place = config.run.model_copy(update={"storage": str(folder.root)})
+    assert driver.run(config.model_copy(update={"cluster": cluster, "run": place})) == 0
+    assert groups == [used] * 3
+
+
 class NoWait(threading.Event):
     """An event that nobody waits for."""
 

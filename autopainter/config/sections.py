@@ -269,7 +269,7 @@ class Cluster(Section):
     workers: int = pydantic.Field(1, ge=1)
     """Worker processes: one a GPU, or any number on CPUs."""
     gpus: bool | None = None
-    """One GPU for each worker; none: where the cluster has any."""
+    """One GPU for each worker, which a run waits for; none: if the cluster has any when the run is started."""
     cpus_per_worker: float = pydantic.Field(1, gt=0)
     """CPU cores that Ray reserves for a worker."""
     max_failures: int = pydantic.Field(20, ge=0)
