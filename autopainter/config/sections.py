@@ -10,7 +10,7 @@ import yaml
 from autopainter import uri
 from autopainter.errors import UserError
 
-Uri = Annotated[str, pydantic.AfterValidator(uri.check)]
+Uri = Annotated[str, pydantic.AfterValidator(uri.place)]
 FeatureLayer = Literal["relu2_2", "relu3_2", "relu4_3"]
 Norm = Literal["instance", "batch", "group"]
 Upsampling = Literal["transposed", "resize"]
@@ -73,7 +73,7 @@ class Data(Section):
     """Threads that fetch chunks, in each worker."""
     decode_threads: int = pydantic.Field(2, ge=1, le=64)
     """Threads that decode and augment samples, in each worker."""
-    cache: str | None = None
+    cache: Uri | None = None
     """Folder on a node's own disk where its workers keep the chunks that they fetched; none: nothing is kept."""
     cache_gib: float = pydantic.Field(50, gt=0)
     """Most that is kept there, in GiB; what is over it is fetched again in each epoch."""
@@ -187,7 +187,7 @@ def _run_and_step(text: str) -> str:
     run, at, step = text.rpartition("@")
     if at and not (run and step.isdigit()):
         raise ValueError(f"{step!r} is no step; write RUN or RUN@STEP, such as s3://autopainter/runs/name@1200")
-    uri.check(run or text)
+    uri.place(run or text)
     return text
 
 
@@ -259,7 +259,7 @@ class Telemetry(Section):
     """Port of the metrics endpoint that the first worker of each machine opens; 0: none."""
     prometheus_host: str = "0.0.0.0"
     """Address that the metrics endpoint listens on; 127.0.0.1 hides it from the network."""
-    metrics_folder: str | None = None
+    metrics_folder: Uri | None = None
     """Folder where the workers of a machine keep their metrics, for `autopainter metrics`; none: a temporary one."""
 
 
@@ -388,5 +388,5 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{name}."))
         else:
-            flat[prefix + name] = value
+            flat[f"{prefix}{name}"] = value
     return flat
