@@ -275,6 +275,22 @@ def test_a_batch_that_can_be_shared_is_taken(file, batch, microbatch, world):
     load(file(train=train), environment={}).check_world(world, "the number of workers")
 
 
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["train.microbatch=16"], ["train.microbatch: 16", "leave it out"]),
+        (["train.activation_checkpointing=outer"], ["train.activation_checkpointing: outer", "set it to none"]),
+        (["cluster.workers=2", "cluster.gpus=false"], ["cluster.workers: 2", "GPUs only", "set it to 1"]),
+    ],
+)
+def test_batch_norm_goes_with_nothing_that_would_change_its_statistics(file, texts, words):
+    load(file(), texts, {})
+    message = refusal(file(), ["model.norm=batch", *texts])
+    for word in [*words, "model.norm instance or group"]:
+        assert word in message
+    load(file(), ["model.norm=batch", "cluster.workers=2"], {})
+
+
 # What identifies a run
 
 MAY_CHANGE = {

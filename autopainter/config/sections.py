@@ -122,7 +122,8 @@ class Model(Section):
     discriminator_width: int = pydantic.Field(64, ge=4, le=512)
     """Channels of the first PatchGAN layer."""
     norm: Norm = "instance"
-    """Normalisation; `batch` couples the samples of a microbatch, the others do not."""
+    """Normalisation; `batch` couples the samples that are computed at once, so it goes with neither microbatches nor
+    recomputation nor several workers on CPUs; the others do not."""
     dropout: float = pydantic.Field(0.5, ge=0, lt=1)
     """Dropout in the three innermost decoder blocks (pix2pix, arXiv 1611.07004, appendix 6.1)."""
     upsampling: Upsampling = "transposed"
@@ -313,6 +314,8 @@ class Config(Section):
                 "model.norm: batch couples the samples whose gradients wgan-gp penalises one by one;"
                 " use instance or group"
             )
+        if self.model.norm == "batch":
+            self._check_batch_norm()
         for name, steps in (
             ("train.steps", self.train.steps),
             ("telemetry.log_every_steps", self.telemetry.log_every_steps),
@@ -330,6 +333,25 @@ class Config(Section):
                 " weight; set it, or leave loss.tv_growth at 1"
             )
         return self
+
+    def _check_batch_norm(self) -> None:
+        """Refuse what would change a result that it must not change."""
+        instead = "or use model.norm instance or group"
+        if self.train.microbatch:
+            raise ValueError(
+                f"train.microbatch: {self.train.microbatch}, but batch norm's statistics are those of the images that"
+                f" are computed at once; leave it out, {instead}"
+            )
+        if self.train.activation_checkpointing != "none":
+            raise ValueError(
+                f"train.activation_checkpointing: {self.train.activation_checkpointing} counts batch norm's statistics"
+                f" twice; set it to none, {instead}"
+            )
+        if self.cluster.workers > 1 and self.cluster.gpus is False:
+            raise ValueError(
+                f"cluster.workers: {self.cluster.workers} with cluster.gpus false, but batch norm is synchronised over"
+                f" workers on GPUs only; set it to 1, {instead}"
+            )
 
     def check_world(self, world: int, origin: str) -> None:
         """Check that the batch can be shared by ``world`` workers.
@@ -355,8 +377,6 @@ class Config(Section):
     def identity(self) -> dict[str, Any]:
         """The fields, by dotted name, that must stay as they are for a run to be continued."""
         may_change = set(_MAY_CHANGE)
-        if self.model.norm == "batch":
-            may_change.remove("train.microbatch")  # batch norm couples its samples
         if self.train.decay_from is not None:
             may_change.remove("train.steps")  # the learning rate falls towards it
         return {
