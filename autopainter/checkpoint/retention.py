@@ -156,7 +156,12 @@ class Retention:
         kept = self.kept(run, found, saved_step)
         if saved_step not in kept:
             raise CorruptData(found.damaged.get(saved_step, f"{run.locate(files.commit_key(saved_step))}: missing"))
+        known = set(self.verified)
         later = [step for step in found.steps if step > saved_step and self._is_good(run, found, step)]
+        for step in sorted(set(later) - known):
+            log.warning(
+                "checkpoint of step %d is good, but this start did not see it: the next one goes on there", step
+            )
         wanted = found.keys([*kept, *later])
         # After the listing: an attempt that begins from now on writes nothing that is in it.
         if latest_attempt(run) > attempt:
