@@ -21,5 +21,5 @@ def need(user: str, extra: str, *packages: str) -> None:
 
 def missing(user: str, extra: str, package: str) -> UserError:
     """The error that a package of an extra is not there, with how to install it."""
-    install = f"install it from the checkout: pip install -c constraints.txt '.[{extra}]'"
+    install = f"install it from the checkout: pip install -c constraints.txt -e '.[{extra}]'"
     return UserError(f"{user} needs {package}, which is missing; {install}")

@@ -3,7 +3,10 @@
 import re
 
 _USER_INFO = re.compile(r"^[a-z0-9+.-]+://[^/]*@", re.IGNORECASE)
-_SIGNED = re.compile(r"[?&][^=&]*(signature|credential|token|key|password|secret)[^=&]*=", re.IGNORECASE)
+_SIGNED = re.compile(
+    r"^[a-z0-9+.-]+://[^?]*\?(.*&)?(sig|[^=&]*(signature|credential|token|key|password|secret)[^=&]*)=", re.IGNORECASE
+)
+"""A query with credentials; a folder's name may hold the same characters."""
 
 
 def check(uri: str) -> str:

@@ -1,7 +1,8 @@
 """Train on a Ray cluster:
 
     python job/train.py --config job/configs/quickstart.yaml
-    ray job submit --working-dir . --runtime-env job/runtime-env.yaml -- python job/train.py --config job/configs/quickstart.yaml
+    ray job submit --working-dir . --runtime-env job/runtime-env.yaml -- \\
+        python job/train.py --config job/configs/quickstart.yaml
 
 The same command again continues the run.
 """

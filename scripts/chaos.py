@@ -107,7 +107,7 @@ class Faults:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.stage.until(lambda: not any(map(is_alive, pids)), "the end of a killed worker", 10)
+        self.stage.until(lambda: not any(map(is_alive, pids)), "the end of a killed worker")
 
     def _rank(self) -> tuple[str, float]:
         rank = self.draw.randrange(WORKERS)
@@ -146,12 +146,10 @@ class Faults:
         before = self.stage.proxy.injected["down"]
         self.stage.proxy.down = True
         try:
-            up = time.monotonic() + OUTAGE_SECONDS
-            self.stage.until(lambda: time.monotonic() > up, "the end of the outage")
+            up, injected = time.monotonic() + OUTAGE_SECONDS, self.stage.proxy.injected
+            self.stage.until(lambda: time.monotonic() > up and injected["down"] > before, "an outage that is noticed")
         finally:
             self.stage.proxy.down = False
-        if self.stage.proxy.injected["down"] == before:
-            raise NoEffect("outage: nothing was asked of storage meanwhile")
         return f"{self.stage.proxy.injected['down'] - before} answers", time.monotonic()
 
     def _truncated(self) -> tuple[str, float]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from cartoons import pack_cartoons
 from chaos_checks import is_alive
 from chaos_watch import ROOT, Attempt, Driver, Failed, Watch
 from faulty_proxy import FaultyProxy
-from services import RayCluster, RayNode, SeaweedFS
+from services import RayCluster, RayNode, SeaweedFS, show_memory
 
 from autopainter import checkpoint, storage
 
@@ -157,16 +156,8 @@ class Stage:
 
     def show_memory(self, number: int, used: float) -> None:
         """What a node sees of its memory: the share of it that is used."""
-        path = self._meminfo[number]
-        if path is None:
-            return
-        text = Path("/proc/meminfo").read_text() if not path.exists() else path.read_text()
-        total = re.search(r"MemTotal:\s+(\d+) kB", text)
-        assert total is not None
-        available = f"MemAvailable: {int(int(total[1]) * (1 - used)):16d} kB"
-        # In one write, of the same length, into the same file: that one is mounted, and read several times a second.
-        with path.open("r+b" if path.exists() else "wb", buffering=0) as file:
-            file.write(re.sub(r"MemAvailable:\s+\d+ kB", available, text).encode())
+        if path := self._meminfo[number]:
+            show_memory(path, used)
 
     def end(self) -> int:
         """End driver and workers; the last step that is done or saved."""

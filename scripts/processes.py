@@ -30,7 +30,7 @@ PR_SET_PDEATHSIG = 1
 # forks all services: they may then be (re)started from any short-lived thread.
 _forker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="service-forker")
 _prctl = ctypes.CDLL(None).prctl  # looked up here because little is safe between fork and exec
-_taken: set[int] = set()
+_taken: dict[int, socket.socket] = {}
 
 
 class ServiceError(RuntimeError):
@@ -38,12 +38,21 @@ class ServiceError(RuntimeError):
 
 
 def free_ports(count: int, twin: int = 0) -> list[int]:
-    """``count`` consecutive free ports, never given twice; with ``twin``, the ports that much higher are free too."""
+    """``count`` consecutive free ports; with ``twin``, the ports that much higher are free too.
 
-    def is_free(port: int) -> bool:
+    No port is given twice as long as the process that asked for it lives, to another one neither.
+    """
+
+    def take(port: int) -> bool:
+        if port in _taken:
+            return False
+        ours = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe, contextlib.suppress(OSError):
+            ours.bind(f"\0autopainter-port-{port}")  # a name that the kernel frees when we end
             probe.bind(("", port))
-            return port not in _taken
+            _taken[port] = ours
+            return True
+        ours.close()
         return False
 
     # Above Ray's default worker ports and below the ephemeral range, twins included: no outgoing connection takes one
@@ -53,8 +62,7 @@ def free_ports(count: int, twin: int = 0) -> list[int]:
     for base in bases:
         ports = list(range(base, base + count))
         twins = [port + twin for port in ports if twin]
-        if all(map(is_free, ports + twins)):
-            _taken.update(ports + twins)
+        if all(map(take, ports + twins)):
             return ports
     raise ServiceError(f"no {count} consecutive free ports")
 
@@ -128,7 +136,7 @@ def _end(pid: int, started: int, marker: str, leftovers: Sequence[str], grace: f
             time.sleep(0.05)
     # Also those that the first look found: an orphan may have lost what tells it.
     while left := {one for one in family if _runs(one.pid, one.started)} | _family(pid, started, marker):
-        if time.monotonic() > deadline + 10:
+        if time.monotonic() > deadline + 120:
             raise ServiceError(f"processes {sorted(left)} survive SIGKILL")
         for process in left:
             send(process.pid, signal.SIGKILL)
@@ -161,7 +169,7 @@ class Service:
 
     kind = "service"
     death_signal = signal.SIGKILL
-    ready_seconds = 60.0
+    ready_seconds = 600.0  # a bound on hanging, far above what any takes on a busy machine
     stop_seconds = 20.0
 
     def __init__(self, detach: bool) -> None:

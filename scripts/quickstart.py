@@ -55,14 +55,14 @@ def main_job(folder: Path, size: int, steps: int | None, keep_running: bool, sta
     """Storage, data, weights, training and painting; every step of it may have been done before."""
     run, manifest = f"quickstart-{size}", f"s3://datasets/openmoji-{size * 3 // 2}/manifest.json"
     weights = "s3://datasets/weights/vgg16-relu2_2.safetensors"
-    services_file = folder / SERVICES
+    services_file, hardware = folder / SERVICES, _hardware_settings()
     with contextlib.ExitStack() as services:
         with stages.stage("storage", "Starting object storage (SeaweedFS) on loopback"):
             access_key, secret_key = _credentials(folder)
             storage = SeaweedFS(folder / "storage", BUCKETS, access_key, secret_key, detach=keep_running)
             services.enter_context(storage)
             storage.record(services_file)
-            _write_env(folder, storage.env)
+            _write_env(folder, storage.env, hardware)
             click.echo(f"{storage.endpoint}, data in {folder}/storage", err=True)
         with stages.stage("pack", "Packing OpenMoji into WebDataset shards"):
             _run(storage.env, "autopainter", "pack", "openmoji", manifest.rpartition("/")[0],
@@ -77,7 +77,7 @@ def main_job(folder: Path, size: int, steps: int | None, keep_running: bool, sta
             ray.record(services_file)
             click.echo(f"Ray dashboard: {ray.dashboard_url}", err=True)
             settings = [f"run.name={run}", f"data.manifest={manifest}", f"data.image_size={size}"]
-            settings += [f"loss.vgg_weights={weights}", *_hardware_settings()]
+            settings += [f"loss.vgg_weights={weights}", *(f"{field}={value}" for field, value in hardware.items())]
             settings += [f"train.steps={steps}"] if steps else []
             settings += ["telemetry.prometheus_host=127.0.0.1", f"telemetry.prometheus_port={free_ports(1)[0]}"]
             options = [option for setting in settings for option in ("--set", setting)]
@@ -99,17 +99,17 @@ def main_job(folder: Path, size: int, steps: int | None, keep_running: bool, sta
         click.echo("Train further:     bash scripts/quickstart.sh --steps N   (continues from the last checkpoint)")
 
 
-def _hardware_settings() -> list[str]:
+def _hardware_settings() -> dict[str, str]:
     """A worker for each GPU, else two on the CPU; bfloat16 where the hardware multiplies in it."""
     if shutil.which("nvidia-smi"):
         listed = subprocess.run(
             ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True
         )
         if gpus := [(int(major), int(minor)) for major, minor in re.findall(r"(\d+)\.(\d+)", listed.stdout)]:
-            precision = "bfloat16" if min(gpus) >= BFLOAT16_CAPABILITY else "float32"
             workers = max(workers for workers in (1, 2, 4, 8) if workers <= len(gpus))
-            return [f"cluster.workers={workers}", f"train.precision={precision}"]
-    return [f"cluster.workers={CPU_WORKERS}", f"train.precision={fast_precision()}"]
+            precision = "bfloat16" if min(gpus) >= BFLOAT16_CAPABILITY else "float32"
+            return {"cluster.workers": str(workers), "train.precision": precision}
+    return {"cluster.workers": str(CPU_WORKERS), "train.precision": fast_precision()}
 
 
 def _credentials(folder: Path) -> tuple[str, str]:
@@ -122,9 +122,11 @@ def _credentials(folder: Path) -> tuple[str, str]:
     return access_key, secret_key
 
 
-def _write_env(folder: Path, env: dict[str, str]) -> None:
+def _write_env(folder: Path, env: dict[str, str], settings: dict[str, str]) -> None:
+    """What README's commands need to go on with this run: its storage, and the precision, say, that it began with."""
+    ours = {f"AUTOPAINTER__{field.replace('.', '__').upper()}": value for field, value in settings.items()}
     with os.fdopen(os.open(folder / "env", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.writelines(f"export {name}={value}\n" for name, value in env.items())
+        file.writelines(f"export {name}={value}\n" for name, value in {**env, **ours}.items())
 
 
 def _run(env: dict[str, str], program: str, *arguments: str) -> None:

@@ -1,5 +1,6 @@
 """Real local services for the quickstart and the tests: an S3 server (SeaweedFS), a Ray cluster and TensorBoard."""
 
+import re
 import secrets
 import signal
 import socket
@@ -96,7 +97,6 @@ class _RayNode(Service):
     """What the head and the other nodes of a Ray cluster have in common: ``ray start --block``."""
 
     death_signal = signal.SIGTERM  # it then ends its children
-    ready_seconds = 120.0
     _log: Path
 
     def _command(self, host: str, options: Mapping[str, str], *more: str) -> list[str]:
@@ -169,6 +169,17 @@ class RayCluster(_RayNode):
         if self.dashboard_url:
             bearer = {"Authorization": f"Bearer {self._token}"} if self._token else {}
             _http.open(urllib.request.Request(f"{self.dashboard_url}/api/jobs/", headers=bearer), timeout=10).close()
+
+
+def show_memory(meminfo: Path, used: float) -> None:
+    """Write what a ``RayNode`` is to see as /proc/meminfo: this share of the machine's memory is used."""
+    text = (meminfo if meminfo.exists() else Path("/proc/meminfo")).read_text()
+    total = re.search(r"MemTotal:\s+(\d+) kB", text)
+    assert total is not None
+    available = f"MemAvailable: {int(int(total[1]) * (1 - used)):16d} kB"
+    # In one write, of the same length, into the same file: that one is mounted, and read several times a second.
+    with meminfo.open("r+b" if meminfo.exists() else "wb", buffering=0) as file:
+        file.write(re.sub(r"MemAvailable:\s+\d+ kB", available, text).encode())
 
 
 class RayNode(_RayNode):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
+import hypothesis
 import numpy as np
 import pytest
 import safetensors.torch
@@ -30,6 +31,9 @@ from autopainter.data import pack, sources  # noqa: E402
 from autopainter.models.vgg import VGGFeatures  # noqa: E402
 from autopainter.storage import LocalStore, Store, open_store  # noqa: E402
 
+# Examples take as long as the machine is busy.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 torch.set_num_threads(1)  # other processes share the cores, and OpenMP's barriers wait for each of its threads
 
 

@@ -42,7 +42,7 @@ def collect(folder: Path) -> Samples:
 
 def get(port: int, path: str = "/metrics") -> str:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{HOST}:{port}{path}", timeout=10) as response:
+    with opener.open(f"http://{HOST}:{port}{path}", timeout=PATIENCE_SECONDS) as response:
         assert response.headers["Content-Type"].startswith("text/plain")
         text: str = response.read().decode()
     return text

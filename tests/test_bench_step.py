@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 
@@ -58,9 +59,8 @@ def test_the_table_of_steps(tmp_path):
     assert cells[0][2] == "1.00"
     measured = json.loads((tmp_path / "out.json").read_text())
     assert {name: len(turns) for name, turns in measured["turns"].items()} == {"plain": 2, "bfloat16": 2}
-    assert float(cells[1][1].split()[0]) == pytest.approx(
-        2 / (sum(seconds for seconds, _ in measured["turns"]["bfloat16"]) / 2), rel=0.5
-    )
+    speeds = [2 / seconds for seconds, _ in measured["turns"]["bfloat16"]]
+    assert float(cells[1][1].split()[0]) == pytest.approx(statistics.median(speeds), rel=0.01)
     assert measured["flops"] > 1e6
 
 
@@ -137,7 +137,7 @@ def test_the_table_of_the_exchange():
 
 
 def test_the_tables_of_the_loader():
-    done = script("bench_loader.py", "--images", 24, "--size", 64, "--rounds", 1)
+    done = script("bench_loader.py", "--images", 24, "--size", 64, "--rounds", 3)
     assert done.returncode == 0, done.stderr
     costs = dict(re.findall(r"^\| ([a-z, ]+) \| (\d+\.\d+) \|$", done.stdout, re.MULTILINE))
     whole = float(costs.pop("all of them"))

@@ -234,3 +234,10 @@ def test_credentials_are_nowhere_in_what_a_run_stores_or_says(
     for key in stored:
         assert secret.encode() not in client.get_object(Bucket="runs", Key=key)["Body"].read()
     assert secret not in done.stdout + done.stderr
+
+
+def test_a_place_whose_name_is_no_text_is_printed(pictures: Path, tmp_path: Path) -> None:
+    place = tmp_path / os.fsdecode(b"\xe4")
+    options = ["--size", "32", "--workers", "1"]
+    done = call([*AUTOPAINTER, "pack", "images", str(pictures), str(place), *options], PYTHONIOENCODING="utf-8:strict")
+    assert (done.returncode, done.stdout.startswith(rf"{tmp_path}/\udce4/manifest.json: ")) == (0, True)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import webdataset
 import yaml
+from waiting import complaints
 
 from autopainter import storage
 from autopainter.data import manifest
@@ -55,7 +56,7 @@ def test_bad_inputs_are_printed_and_counted_in_the_exit_code(call, some, out):
     command = ("pack", "images", some, out, "--size", 32, "--validation", 0.2, "--workers", 1)
     done = call(*command)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [
+    assert complaints(done.stderr).splitlines() == [
         "broken: show1/broken.png: not an image of a known format",
         "1 inputs are bad and --max-bad allows 0; the others are in the data set",
     ]
@@ -72,7 +73,7 @@ def test_bad_inputs_are_printed_and_counted_in_the_exit_code(call, some, out):
     again = call(*command, "--max-bad", 1)
     assert again.returncode == 0
     assert again.stdout == f"{out}/manifest.json: already packed: {line}\n"
-    assert again.stderr == "broken: show1/broken.png: not an image of a known format\n"
+    assert complaints(again.stderr) == "broken: show1/broken.png: not an image of a known format\n"
 
 
 def test_all_kinds_of_sources(succeed, pictures, out, tmp_path, s3_uri):
@@ -172,7 +173,7 @@ def test_shards_of_others_become_a_data_set(call, shards):
     command = ("index", shards, "--color", ".art.png", "--sketch", "LINE.jpg", "--validation", 0.3, "--workers", 1)
     done = call(*command)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [
+    assert complaints(done.stderr).splitlines() == [
         *(f"broken: {shards}/set-{n}.tar: lonely{n}: has no member .art.png, only line.jpg" for n in range(2)),
         "2 inputs are bad and --max-bad allows 0; the others are in the data set",
     ]
@@ -227,6 +228,13 @@ def test_inspect_describes_and_verifies(succeed, dataset, tmp_path):
     assert cv2.imread(str(sheet)).shape == (140, 6 * 262 + 6, 3)
 
 
+def test_a_sheet_is_written_to_storage(succeed, dataset, s3_uri, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    succeed("inspect", dataset, "--sheet", f"{s3_uri}/sheet.png", "--samples", 2)
+    assert cv2.imdecode(np.frombuffer(storage.read_uri(f"{s3_uri}/sheet.png"), np.uint8), cv2.IMREAD_COLOR) is not None
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("place", ["folder", "s3"])
 def test_inspect_names_the_damage_with_exit_code_1(call, succeed, place, pictures, out, request):
     uri = str(out) if place == "folder" else request.getfixturevalue("s3_uri")
@@ -238,7 +246,7 @@ def test_inspect_names_the_damage_with_exit_code_1(call, succeed, place, picture
     store.delete(["train-00001.tar"])
     done = call("inspect", uri, "--verify")
     assert done.returncode == 1
-    damaged, missing = done.stderr.splitlines()
+    damaged, missing = complaints(done.stderr).splitlines()
     assert damaged.startswith(f"damaged: {uri}/train-00000.tar: chunk of bytes 0 to ")
     assert missing == f"damaged: {uri}/train-00001.tar: not found"
     assert yaml.safe_load(done.stdout)["verified"] is False

@@ -102,9 +102,9 @@ def test_there_are_configs():
 
 
 def test_every_field_has_a_description():
-    for name, description in fields().items():
-        assert description, name
-        assert description.strip().endswith("."), name
+    for name, field in fields().items():
+        assert field.description, name
+        assert field.description.endswith("."), name
     assert {"train.steps", "run.storage", "loss.vgg_sha256", "cluster.workers"} <= set(fields())
     assert all(name.count(".") == 1 for name in fields())
 
@@ -307,6 +307,7 @@ def test_the_identity_is_every_field_that_decides_what_is_computed(file):
     identity = load(file(), environment={}).identity()
     free = {name for name in fields() if name.split(".")[0] in ("checkpoint", "telemetry", "cluster")} | MAY_CHANGE
     assert set(identity) == set(fields()) - free
+    assert set(identity) == {name for name, field in fields().items() if field.fixed}
 
 
 @pytest.mark.parametrize("text", ["train.steps=9", "train.microbatch=2", "cluster.workers=4", "data.manifest=/moved",

@@ -20,6 +20,7 @@ import pytest
 from conftest import ROOT, Done
 
 import autopainter
+from autopainter import config as configuration
 
 README = (ROOT / "README.md").read_text()
 
@@ -165,6 +166,13 @@ def test_every_command_of_the_readme_is_run_somewhere() -> None:
         if words[0] not in ("source", "export") and words[1:] not in ours(README):
             runners = [by for start, by in check_docs.RUN_ELSEWHERE.items() if " ".join(words).startswith(start)]
             assert [(ROOT / runner).exists() for runner in runners] == [True], words
+
+
+def test_the_table_of_fields_is_what_the_program_says(call: Callable[..., Done]) -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    table = call("fields", "--markdown").stdout
+    assert table.count("\n| `") == len(configuration.fields())
+    assert page.endswith(f"<!-- made by: autopainter fields --markdown -->\n{table}"), "put it there again"
 
 
 def test_one_version_everywhere() -> None:

@@ -230,7 +230,7 @@ def test_a_step_that_was_not_saved_is_refused(runs, call, tmp_path):
 def test_a_missing_package_is_named_with_its_extra(runs, call, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     done = call("export", "--run", runs["batch"], "--format", "onnx", "-o", tmp_path / "painter")
-    refused(done, package, "pip install -c constraints.txt '.[export]'")
+    refused(done, package, "pip install -c constraints.txt -e '.[export]'")
     assert not list(tmp_path.iterdir())
 
 

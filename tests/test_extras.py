@@ -25,7 +25,7 @@ def test_a_job_without_ray_ends_before_it_touches_a_run(
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     options = [option for setting in small_settings for option in ("--set", setting)]
     command = ["--config", "job/configs/quickstart.yaml", "--resume", "none", "--overwrite", *options]
-    with pytest.raises(UserError, match=r"job/train.py needs ray, .* pip install -c constraints.txt '.\[ray\]'"):
+    with pytest.raises(UserError, match=r"job/train.py needs ray, .* pip install -c constraints.txt -e '.\[ray\]'"):
         train.train.main(command, standalone_mode=False)
     monkeypatch.setattr(sys, "argv", ["job/pack.py", "images", "pictures", "dataset"])
     assert pack.main() == 2
@@ -48,5 +48,5 @@ def test_the_sample_set_without_its_packages(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def refused(action: Callable[[], object], package: str) -> None:
-    with pytest.raises(UserError, match=rf"needs {package}, .* pip install -c constraints.txt '.\[openmoji\]'"):
+    with pytest.raises(UserError, match=rf"needs {package}, .* pip install -c constraints.txt -e '.\[openmoji\]'"):
         action()

@@ -231,6 +231,17 @@ def test_what_is_broken_is_named_and_left_out(tmp_path):
     assert {key for shard, key in found if shard == "cut.tar"} == {f"p020{number}" for number in range(4)}
 
 
+def test_a_shard_that_cannot_be_read_is_broken(tmp_path):
+    put(str(tmp_path), {"a.tar": some(0, 20)})
+    (tmp_path / "gone.tar").symlink_to(tmp_path / "nothing.tar")
+    (tmp_path / "loop.tar").symlink_to(tmp_path / "loop.tar")
+    result = index(str(tmp_path), PAIR, validation=0.4, workers=1)
+    assert {name: reason.partition(":")[0] for name, reason in result.broken.items()} == {
+        str(tmp_path / name): "cannot be read" for name in ("gone.tar", "loop.tar")
+    }
+    assert len(check(result.uri)) == 20
+
+
 @pytest.mark.parametrize("name", ["line\nbreak", os.fsdecode(b"\xff")])
 def test_keys_that_a_manifest_cannot_hold_are_broken(name, tmp_path):
     put(str(tmp_path), {"a.tar": tar([*some(0, 10), (name, pair(10))], tarfile.GNU_FORMAT)})
@@ -312,6 +323,27 @@ def test_a_manifest_elsewhere_names_the_place_of_the_shards(tmp_path, monkeypatc
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["a.tar"]
 
 
+@pytest.mark.parametrize(
+    ("shards", "output"), [("in", "./in/manifest.json"), ("./in/", "../work/in/m.json"), ("link", "in/m.json")]
+)
+def test_a_manifest_beside_the_shards_names_no_place_however_it_is_written(shards, output, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    put("in", {"a.tar": some(0, 20)})
+    (tmp_path / "work" / "link").symlink_to("in")
+    result = index(shards, PAIR, output, validation=0.4, workers=1)
+    (tmp_path / "work" / "in").rename(tmp_path / "moved")
+    assert len(check(str(tmp_path / "moved" / result.uri.rpartition("/")[2]))) == 20
+
+
+def test_shards_whose_names_are_no_text(tmp_path):
+    folder = tmp_path / os.fsdecode(b"B\xe4r")
+    put(str(folder), {os.fsdecode(b"\xff.tar"): some(0, 20)})
+    result = index(str(folder), PAIR, str(tmp_path / "one.json"), validation=0.4, workers=1)
+    assert manifest.load(result.uri).uri == str(folder)
+    assert len(check(result.uri)) == 20
+
+
 def test_a_local_manifest_of_shards_on_s3(s3_uri, tmp_path):
     put(s3_uri, {"a.tar": some(0, 20)})
     result = index(s3_uri + "/", PAIR, str(tmp_path / "one.json"), validation=0.4, workers=1)
@@ -338,8 +370,13 @@ def test_a_manifest_that_is_there_is_kept(tmp_path):
         ({"shards": "empty"}, "no .tar files in it"),
         ({"members": Members("webp", None)}, r"no sample is left for train; broken: .*no member .webp, only jpg, png"),
         ({"validation": 1e-9}, "no sample is left for validation"),
-        ({"validation": 1.5}, "no sample is left for train"),
-        ({"validation_shards": "val*"}, "no sample is left for validation"),
+        *(({"validation": share}, "validation: must be between 0 and 1, got") for share in (5, 0, 1, float("nan"))),
+        ({"validation_shards": ""}, "validation_shards: must be a pattern of names such as 'val-\\*.tar', got ''"),
+        (
+            {"validation_shards": "val*"},
+            r"validation_shards: 'val\*' matches 0 of 1 shards, such as a.tar; it must match",
+        ),
+        ({"validation_shards": "*"}, r"validation_shards: '\*' matches 1 of 1 shards, such as a.tar; it must match"),
         ({"group_by": "show"}, "group_by: 'show' does not match 'p0000'"),
         ({"group_by": "("}, r"group_by: '\(' is no regular expression"),
     ],
@@ -353,6 +390,20 @@ def test_what_cannot_be_indexed_is_one_line_and_no_manifest(options, said, tmp_p
         index(str(tmp_path / options.pop("shards")), options.pop("members"), **options)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("output", ["new/", "folder", "folder/", "s3://bucket"])
+def test_an_output_that_is_no_file_is_said_before_any_shard_is_read(output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put("in", {"a.tar": some(0, 20)})
+    (tmp_path / "folder").mkdir()
+    scanned = []
+    with pytest.raises(
+        UserError, match=f"(output: {output} is a folder; name a file in it, such as )|use a folder or s3"
+    ):
+        index("in", PAIR, output, workers=1, progress=lambda *done: scanned.append(done))
+    assert not scanned
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar", "folder", "in"]
 
 
 # Streaming

@@ -13,12 +13,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from conftest import JobSettings
 from driving import RARELY, Driver, assert_same_state, final_state, saved
-from services import RayCluster, RayNode, SeaweedFS
-from waiting import until
+from services import RayCluster, RayNode, SeaweedFS, show_memory
+from waiting import PATIENCE_SECONDS, until
 
 from autopainter import journal, storage
 
@@ -34,7 +33,7 @@ def faulty(fault: str, folder: Path, settings: list[str]) -> Driver:
 def test_a_run_that_is_interrupted_saves(ray: RayCluster, job_settings: JobSettings) -> None:
     """By Ctrl-C; that a run that SIGTERM stopped ends in the same weights is shown by the chaos run."""
     settings, run = job_settings(2)
-    driver = Driver([*settings, *RARELY])
+    driver = Driver([*settings, *RARELY, "train.steps=100000"])
     driver.wait_for(r"step 5/")
     os.killpg(driver.process.pid, signal.SIGINT)  # as a terminal does
     output = driver.finish(130)
@@ -64,7 +63,7 @@ def test_a_hanging_worker_is_replaced(
     settings, run = job_settings(2)
     output = faulty("hang", tmp_path, [*settings, "cluster.collective_timeout_seconds=10"]).finish()
     assert "starting again" in output
-    assert journal.counts(storage.open_store(run))["hang"] == 1
+    assert journal.counts(storage.open_store(run))["hang"] >= 1  # also a worker that a busy machine starves hangs
     assert_same_state(final_state(run), final_state(undisturbed))
 
 
@@ -119,8 +118,8 @@ def nodes(s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     made: list[RayNode] = []
     cluster = RayCluster(num_cpus=0, dashboard=False, env=env, host="127.0.0.2").start()
 
-    def make(**extra: str) -> RayNode:
-        made.append(RayNode(cluster, f"127.0.0.{len(made) + 3}", num_cpus=2, env=env | extra))
+    def make(meminfo: Path | None = None, **extra: str) -> RayNode:
+        made.append(RayNode(cluster, f"127.0.0.{len(made) + 3}", num_cpus=2, env=env | extra, meminfo=meminfo))
         return made[-1].start()
 
     try:
@@ -149,15 +148,20 @@ def test_a_drained_node_costs_no_step(nodes: Callable[..., RayNode], job_setting
     assert journal.counts(storage.open_store(run)) == {"preempted": 1, "stopped": 1}
 
 
+@pytest.mark.skipif(not RayNode.can_mount(), reason="no right to mount")
 def test_a_worker_that_ray_kills_for_memory_is_replaced_and_takes_less(
     nodes: Callable[..., RayNode], job_settings: JobSettings, undisturbed: str, tmp_path: Path
 ) -> None:
+    """The node is shown a full memory: no other test's memory is taken."""
     settings, run = job_settings(2)
-    memory = psutil.virtual_memory()
-    # Half of what is free, so that no other test's memory meets the limit too: the fault takes more than that.
-    limit = 1 - memory.available / 2 / memory.total
-    nodes(RAY_memory_usage_threshold=f"{limit:.3f}", RAY_memory_monitor_refresh_ms="100")
-    output = faulty("host memory", tmp_path, settings).finish()
+    show_memory(tmp_path / "meminfo", used=0.3)
+    nodes(tmp_path / "meminfo", RAY_memory_monitor_refresh_ms="100")
+    driver = faulty("host memory", tmp_path, settings)
+    until((tmp_path / "host memory").exists, PATIENCE_SECONDS)  # the fourth step
+    show_memory(tmp_path / "meminfo", used=0.99)
+    driver.wait_for("the worker group failed")
+    show_memory(tmp_path / "meminfo", used=0.3)
+    output = driver.finish()
     assert "host out of memory: level 1" in output
     assert "data.prefetch_batches=" in output
     assert journal.counts(storage.open_store(run))["host memory"] == 1

@@ -4,7 +4,6 @@ Reference: an undisturbed run of the same configuration. Run: pytest tests/test_
 """
 
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from driving import assert_same_state
+from waiting import PATIENCE_SECONDS
 
 from autopainter import checkpoint, config, loop, losses, storage
 from autopainter.config import Config
@@ -43,23 +43,37 @@ def undisturbed(small_settings: list[str], tmp_path: Path) -> checkpoint.Tensors
     return newest(settings)[1]
 
 
+KILLED_WITHIN_A_STEP = """
+import os, signal, sys
+import torch
+from autopainter import config, loop, losses
+
+original, calls = losses.total_variation, 0
+
+def total_variation(painted):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(painted)
+
+losses.total_variation = total_variation
+torch.set_num_threads(1)
+loop.train(config.load(sys.argv[1], environment={}), torch.device("cpu"))
+"""
+
+
 def test_a_run_killed_at_any_step_ends_in_the_same_state(
     small_settings: list[str], tmp_path: Path, undisturbed: checkpoint.Tensors
 ) -> None:
-    (tmp_path / "empty.yaml").write_text("{}")
-    options = [part for text in settings_of(small_settings, tmp_path / "killed") for part in ("--set", text)]
-    command = [str(Path(sys.executable).parent / "autopainter"), "train", "--config", str(tmp_path / "empty.yaml")]
-    program = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
-    assert program.stderr is not None
-    target = random.randint(2, 10)
-    for line in program.stderr:
-        if (match := re.search(r"step (\d+)/", line)) and int(match[1]) >= target:
-            break
-    program.send_signal(signal.SIGKILL)
-    program.wait()
     settings = configure(small_settings, tmp_path / "killed")
+    (tmp_path / "run.yaml").write_text(settings.to_yaml())
+    step = random.randint(5, 11)
+    command = [sys.executable, "-c", KILLED_WITHIN_A_STEP, str(tmp_path / "run.yaml"), str(step)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     start = loop.train(settings, CPU).start
-    assert 0 < start < settings.train.steps
+    assert 0 < start < step
     assert_same_state(newest(settings)[1], undisturbed)
 
 

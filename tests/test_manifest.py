@@ -138,10 +138,20 @@ def damaged(damage):
         lambda document, train: train[0]["sample_keys"].append("one more"),
         lambda document, train: train[0]["chunks"][1].pop(),
         lambda document, train: train[0]["chunks"].append(7),
+        lambda document, train: train[0].update(key=5),
+        lambda document, train: train[0].update(bytes="9"),
+        lambda document, train: train[0].update(sha256=5),
+        lambda document, train: train[0].update(sample_keys="x" * len(train[0]["sample_keys"])),
+        lambda document, train: train[0]["sample_keys"].__setitem__(0, 5),
+        lambda document, train: document.update(shards_at=["there"]),
     ],
 )
 def test_a_document_of_another_form_is_damaged(tmp_path, damage):
     assert "damaged" in refusal(put(str(tmp_path), damaged(damage)), CorruptData)
+
+
+def test_deeply_nested_json_is_damaged(tmp_path):
+    assert "damaged" in refusal(put(str(tmp_path), b"[" * 100_000), CorruptData)
 
 
 def shorten(shard):
@@ -159,6 +169,7 @@ def shorten(shard):
         pytest.param(lambda train: train[0]["sample_files"].__setitem__(9, 1.5), id="a fraction for an offset"),
         pytest.param(lambda train: train[0]["sample_files"].__setitem__(13, 10**6), id="a sample outside of its chunk"),
         pytest.param(lambda train: train[0]["sample_files"].__setitem__(13, -1), id="a negative length"),
+        pytest.param(lambda train: train[0]["chunks"][0].__setitem__(2, -512), id="a chunk before the shard"),
         pytest.param(lambda train: train[0].update(key="../other.tar"), id="a shard elsewhere"),
     ],
 )

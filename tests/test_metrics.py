@@ -4,6 +4,7 @@ Reference: prometheus_client's parser, and promtool of Debian's package promethe
 """
 
 import itertools
+import mmap
 import socket
 import tempfile
 import threading
@@ -62,9 +63,9 @@ def test_memory_of_a_container_with_a_limit(tmp_path: Path) -> None:
 
 def test_memory_of_this_process_grows_with_it() -> None:
     before = memory_use.resident()
-    held = torch.ones(16 << 20)
-    assert memory_use.resident() - before > 50 << 20
-    assert held.sum() == 16 << 20
+    with mmap.mmap(-1, 512 << 20) as held:  # not from malloc, which may have such memory left from tests before
+        held.write(bytes(512 << 20))
+        assert memory_use.resident() - before > 256 << 20
 
 
 def test_memory_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +94,13 @@ def watched(small: Config, tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def metrics(watched: Config) -> Iterator[Metrics]:
+def began() -> float:
+    """A time before anything of the test."""
+    return time.time()
+
+
+@pytest.fixture
+def metrics(began: float, watched: Config) -> Iterator[Metrics]:
     made = Metrics(watched, CPU, 1.0, 0)
     yield made
     made.close()
@@ -106,8 +113,7 @@ def scrape(config: Config) -> Samples:
     return {(key[0].removeprefix("autopainter_"), *key[2:]): value for key, value in samples.items()}
 
 
-def test_the_endpoint_serves_what_was_measured(watched: Config, metrics: Metrics) -> None:
-    before = time.time()
+def test_the_endpoint_serves_what_was_measured(watched: Config, began: float, metrics: Metrics) -> None:
     values = dict(zip(SCALARS, range(len(SCALARS)), strict=True))
     metrics.started(3, {"killed": 2}, 1)
     metrics.logged(values, 12.25, {"generator": 2e-4, "discriminator": 1e-4})
@@ -119,7 +125,7 @@ def test_the_endpoint_serves_what_was_measured(watched: Config, metrics: Metrics
     samples = scrape(watched)
     for moment in ("last_step", "last_checkpoint"):
         ranks = ("0",) if moment == "last_step" else ()
-        assert before - 5 < samples.pop((f"{moment}_timestamp_seconds", *ranks)) <= time.time()
+        assert began < samples.pop((f"{moment}_timestamp_seconds", *ranks)) <= time.time()
     losses = {("loss", name): value for name, value in values.items()
               if not name.endswith(("accuracy_real", "accuracy_fake", "gradient_norm"))}  # fmt: skip
     assert len(losses) == 6
@@ -278,7 +284,7 @@ def test_without_a_port_and_a_folder_nothing_is_opened(
     threads = set(threading.enumerate())
     metrics = Metrics(small, CPU, 1.0, 0)
     metrics.checkpointed(3, 1.0, None)
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads
     assert list(tmp_path.iterdir()) == []
     metrics.close()
 

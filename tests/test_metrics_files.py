@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from processes import HOST, free_ports
 from scraping import check, collect, exposition, get, parse
-from waiting import until
+from waiting import PATIENCE_SECONDS, until
 
 from autopainter.telemetry import metric_list as metric
 from autopainter.telemetry.metric_files import Recorder, decode, temporary_folder
@@ -280,7 +280,7 @@ def test_the_command_serves_what_comes_into_the_folder_until_it_is_ended(
         recorder.write()
         assert parse(get(port)) == {("autopainter_step", "minions"): step}
     running.send_signal(number)
-    assert running.wait(timeout=10) == 0
+    assert running.wait(timeout=PATIENCE_SECONDS) == 0
     assert running.stderr
     assert running.stderr.read() == ""
 

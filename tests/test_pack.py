@@ -13,7 +13,9 @@ import sys
 import tarfile
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 
 import cv2
@@ -28,7 +30,7 @@ from autopainter.data import manifest, pool
 from autopainter.data.pack import PackOptions, pack
 from autopainter.data.shard import ShardRecord, plan_shards
 from autopainter.data.sketch import xdog
-from autopainter.data.sources import ColorImages, MatchedFolders, OpenMoji, SideBySide, openmoji
+from autopainter.data.sources import ColorImages, Item, MatchedFolders, OpenMoji, SideBySide, openmoji
 from autopainter.errors import StorageError, UserError
 
 SMALL = PackOptions(limit=90, shard_samples=32, validation=0.2)
@@ -256,11 +258,20 @@ def test_an_empty_split_says_which_share_works(tmp_path):
     source = ColorImages(str(tmp_path), 32)
     with pytest.raises(UserError, match="leaves one split of 6 groups empty") as error:
         plan_shards(source.listing().items, PackOptions(validation=1e-6))
-    share = float(str(error.value).split(" from ")[1].split()[0])
-    plans = plan_shards(source.listing().items, PackOptions(validation=share))
-    assert [plan.split for plan in plans] == ["train", "validation"]
+    for share in map(float, str(error.value).split(" from ")[1].split(" to ")):
+        plans = plan_shards(source.listing().items, PackOptions(validation=share))
+        assert [plan.split for plan in plans] == ["train", "validation"]
     with pytest.raises(UserError, match="variants of one drawing"):
         plan_shards(source.listing().items[:1], PackOptions())
+
+
+def test_both_ends_of_the_shares_that_work_do():
+    for first in range(2000):
+        items = [Item(f"{number}", f"{number}", "", ()) for number in (first, first + 1)]
+        with pytest.raises(UserError, match="leaves one split of 2 groups empty") as error:
+            plan_shards(items, PackOptions(validation=1e-9))
+        for share in map(float, str(error.value).split(" from ")[1].split(" to ")):
+            plan_shards(items, PackOptions(validation=share))
 
 
 def test_groups_by_a_pattern_stay_on_one_side(tmp_path):
@@ -510,14 +521,108 @@ def test_a_replaced_input_is_noticed(pictures, tmp_path):
         pack(ColorImages(str(tmp_path / "in"), 32), str(tmp_path / "out"), options, workers=1)
 
 
-def test_an_interrupted_pack_gives_way_to_other_options(pictures, tmp_path):
-    options = PackOptions(shard_samples=16, validation=0.2)
+@dataclass(frozen=True)
+class Meddling(ColorImages):
+    """Something happens in the destination while a pack with SOME makes its last shard."""
+
+    meddle: Callable = print
+
+    def info(self):
+        return ColorImages(self.uri, self.size).info()
+
+    def pairs(self, item, files):
+        if item == plan_shards(self.listing().items, SOME)[-1].items[0]:
+            self.meddle()
+        return super().pairs(item, files)
+
+
+SOME = PackOptions(shard_samples=16, validation=0.2)
+OTHER = PackOptions(shard_samples=32, validation=0.2)
+
+
+def interrupted(pictures, folder):
+    """A pack with SOME that was interrupted when its first shard was finished."""
     with pytest.raises(StorageError):
-        pack(Failing(str(pictures), 48), str(tmp_path / "data"), options, workers=1)
-    other = PackOptions(shard_samples=32, validation=0.2)
-    pack(ColorImages(str(pictures), 48), str(tmp_path / "data"), other, workers=1)
-    pack(ColorImages(str(pictures), 48), str(tmp_path / "fresh"), other, workers=1)
+        pack(Failing(str(pictures), 48), str(folder), SOME, workers=1)
+    assert (folder / "train-00000.tar").exists()
+
+
+def test_an_interrupted_pack_gives_way_to_another_only_if_told(pictures, tmp_path):
+    interrupted(pictures, tmp_path / "data")
+    before = contents(tmp_path / "data")
+    with pytest.raises(UserError, match=r"unfinished pack \(options.shard_samples 16 -> 32\); .*goes on.*--overwrite"):
+        pack(ColorImages(str(pictures), 48), str(tmp_path / "data"), OTHER, workers=1)
+    assert contents(tmp_path / "data") == before
+    pack(ColorImages(str(pictures), 48), str(tmp_path / "data"), OTHER, workers=1, overwrite=True)
+    pack(ColorImages(str(pictures), 48), str(tmp_path / "fresh"), OTHER, workers=1)
     assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
+
+
+def test_a_pack_that_another_one_has_replaced_writes_no_more(pictures, tmp_path):
+    source, target = ColorImages(str(pictures), 48), str(tmp_path / "data")
+    meddle = partial(pack, source, target, OTHER, workers=1, overwrite=True)
+    with pytest.raises(UserError, match=f"another pack has taken over {target}; pack to another place"):
+        pack(Meddling(str(pictures), 48, meddle=meddle), target, SOME, workers=1)
+    pack(source, str(tmp_path / "fresh"), OTHER, workers=1)
+    assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("name", ["train-00000.tar", "_pack/*/train-00000.tar.json", "_pack/*/plan.json"])
+def test_no_manifest_names_a_shard_that_is_gone(pictures, tmp_path, name):
+    def meddle():
+        (path,) = tmp_path.glob(name)
+        path.unlink()
+
+    with pytest.raises(UserError, match="another pack has taken over"):
+        pack(Meddling(str(pictures), 48, meddle=meddle), str(tmp_path), SOME, workers=1)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_the_same_pack_at_the_same_time_gives_the_same(pictures, tmp_path):
+    source, target = ColorImages(str(pictures), 48), str(tmp_path / "data")
+
+    def overtaken(*arguments):
+        made = pool.local(1)(*arguments)
+        pack(source, target, SOME, workers=1)
+        return made
+
+    result = pack(source, target, SOME, run=overtaken)
+    assert pack(source, target, SOME) == replace(result, already_packed=True)
+    assert not (tmp_path / "data" / "_pack").exists()
+
+
+RECORD, PLAN = "_pack/*/train-00000.tar.json", "_pack/*/plan.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *((RECORD, damage) for damage in (b"", b'{"splits": 5}', b"[" * 100_000, "cut", "flipped")),
+        (PLAN, b"{"),
+        ("train-00000.tar", "cut"),
+        ("train-00000.tar", "flipped"),
+    ],
+)
+def test_what_is_damaged_of_an_interrupted_pack_is_made_again(pictures, tmp_path, name, damage):
+    data = tmp_path / "data"
+    interrupted(pictures, data)
+    (path,) = data.glob(name)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    kinds = {"cut": whole[:middle], "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]}
+    path.write_bytes(kinds.get(damage, damage))
+    pack(ColorImages(str(pictures), 48), str(data), SOME, workers=1)
+    pack(ColorImages(str(pictures), 48), str(tmp_path / "fresh"), SOME, workers=1)
+    assert contents(data) == contents(tmp_path / "fresh")
+
+
+def test_a_damaged_plan_of_another_pack_gives_way_if_told(pictures, tmp_path):
+    interrupted(pictures, tmp_path)
+    (plan,) = tmp_path.glob("_pack/*/plan.json")
+    plan.write_bytes(b"{")
+    with pytest.raises(UserError, match=r"holds an unfinished pack; the command that began it goes on.*--overwrite"):
+        pack(ColorImages(str(pictures), 48), str(tmp_path), OTHER, workers=1)
+    assert pack(ColorImages(str(pictures), 48), str(tmp_path), OTHER, workers=1, overwrite=True).samples
 
 
 def test_shards_of_others_are_not_touched(pictures, tmp_path):
@@ -565,6 +670,24 @@ def test_undecided_and_unmatched_inputs_are_named(tmp_path):
     result = pack(source, str(tmp_path / "matched"), options, workers=1)
     assert sum(result.samples.values()) == 7
     assert list(result.bad["broken"]) == [str(tmp_path / "line" / "8.png"), "0.png"]
+
+
+def test_names_that_are_no_text(tmp_path):
+    odd = os.fsdecode(b"Bl\xe4tter")
+    for number in range(8):
+        save(tmp_path / odd / f"{number}.png", draw(number))
+        save(tmp_path / "line" / f"{number}.png", draw(number))
+    for name in (f"{odd}.png", f"{odd}.bmp"):
+        save(tmp_path / "line" / name, draw(1))
+    save(tmp_path / odd / f"{odd}.png", draw(1))
+    source = MatchedFolders(str(tmp_path / odd), str(tmp_path / "line"), 32)
+    out = tmp_path / odd / "out"
+    result = pack(source, str(out), PackOptions(validation=0.4), workers=1)
+    assert result.left_out["broken"] == {
+        r"Bl\udce4tter.png": r"has several drawings: Bl\udce4tter.bmp, Bl\udce4tter.png"
+    }
+    assert manifest.load(result.uri).info["source"]["colors"] == str(tmp_path / odd)
+    assert pack(source, str(out), PackOptions(validation=0.4), workers=1).already_packed
 
 
 @pytest.mark.parametrize("case", ["empty", "missing", "all broken", "destination is a file"])

@@ -190,6 +190,18 @@ def test_pictures_are_turned_as_their_orientation_says(kind, options, most):
         assert decode_stored(data, grey=True).shape == COLOR.shape[:2], orientation
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+def test_an_orientation_that_only_xmp_tells_turns_stored_pictures_too(kind):
+    xmp = b'<x:xmpmeta tiff:Orientation="6"></x:xmpmeta>'
+    info = PIL.PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", xmp.decode())
+    data = pil(kind, np.ascontiguousarray(TURNED[6]), **({"pnginfo": info} if kind == "PNG" else {"xmp": xmp}))
+    image = decode(data)
+    assert image.shape == COLOR.shape
+    assert (decode_stored(data, grey=False) == image).all()
+    assert decode_stored(data, grey=True).shape == COLOR.shape[:2]
+
+
 def frames(kind):
     other = PIL.Image.fromarray(np.ascontiguousarray(COLOR[::-1]))
     return pil(kind, save_all=True, append_images=[other])
@@ -210,6 +222,7 @@ BROKEN = {
     "text": (b"hello", "not an image"),
     "only a magic number": (b"GIF89a", "not an image|damaged"),
     "swollen": (swollen_png(), "damaged"),
+    "32 bits": (pil("TIFF", GREY.astype(np.int32) * 257), "has 32-bit or signed samples"),
     "floating point": (pil("TIFF", GREY.astype(np.float32)), "floating-point"),
     **{f"animated {kind}": (frames(kind), "animated") for kind in ("GIF", "PNG", "WEBP", "AVIF")},
     "several pages": (frames("TIFF"), "several pages"),

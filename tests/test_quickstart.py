@@ -32,13 +32,13 @@ def quickstart(folder: Path, *options: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("answer", "settings"),
     [
-        ("9.0\n" * 5, ["cluster.workers=4", "train.precision=bfloat16"]),
-        ("8.0\n7.5\n", ["cluster.workers=2", "train.precision=float32"]),
-        ("No devices were found\n", ["cluster.workers=2", f"train.precision={fast_precision()}"]),
+        ("9.0\n" * 5, {"cluster.workers": "4", "train.precision": "bfloat16"}),
+        ("8.0\n7.5\n", {"cluster.workers": "2", "train.precision": "float32"}),
+        ("No devices were found\n", {"cluster.workers": "2", "train.precision": fast_precision()}),
     ],
 )
 def test_it_trains_on_the_gpus_in_a_precision_that_all_have(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, settings: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, settings: dict[str, str]
 ) -> None:
     (tmp_path / "answer").write_text(answer)
     program = tmp_path / "nvidia-smi"
@@ -101,6 +101,8 @@ def test_ctrl_c_leaves_nothing_and_the_next_call_paints(folder: Path, marker: st
     for text in ("painted with hints", "validation samples", "TensorBoard:", "total"):
         assert text in output
     assert (folder / "env").stat().st_mode & 0o077 == 0
+    # The run can be continued from a shell only in the precision that it began in.
+    assert f"export AUTOPAINTER__TRAIN__PRECISION={fast_precision()}\n" in (folder / "env").read_text()
     assert (folder / "credentials.json").stat().st_mode & 0o077 == 0
     assert processes(marker) == []
 
@@ -112,10 +114,7 @@ def test_what_is_kept_running_can_be_looked_at_and_stopped(folder: Path, marker:
     for text in ("already packed", "already there", "is finished"):
         assert text in output
     board = next(line.split()[-1] for line in output.splitlines() if line.startswith("TensorBoard:"))
-    until(
-        lambda: json.load(urllib.request.urlopen(f"{board}/data/runs", timeout=30)) == ["quickstart-32/events"],
-        seconds=60,
-    )
+    until(lambda: json.load(urllib.request.urlopen(f"{board}/data/runs", timeout=60)) == ["quickstart-32/events"])
     assert len(processes(marker)) >= 2
 
     program = quickstart(folder, "--stop")

@@ -217,9 +217,9 @@ def test_when_one_worker_is_asked_all_stop_after_the_same_step(small_settings: l
 def test_a_run_that_cannot_save_goes_on_for_a_while_and_then_stops(
     small_settings: list[str], tmp_path: Path, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = ("train.steps=100000", "checkpoint.every_seconds=0.1", "checkpoint.max_age_seconds=3")
+    options = ("train.steps=100000", "checkpoint.every_seconds=0.1", "checkpoint.max_age_seconds=8")
     settings = configure(small_settings, small_disk, *options)
-    with pytest.raises(CheckpointTooOld, match=r"for \d+ s \(checkpoint.max_age_seconds: 3\): .*No space left"):
+    with pytest.raises(CheckpointTooOld, match=r"for \d+ s \(checkpoint.max_age_seconds: 8\): .*No space left"):
         loop.train(settings, CPU)
     assert caplog.text.count("could not be saved, training goes on") > 1
 

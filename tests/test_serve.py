@@ -120,7 +120,7 @@ def site(run):
 
 
 def until(condition):
-    WebDriverWait(None, 30, 0.02).until(lambda _: condition())
+    WebDriverWait(None, PATIENCE_SECONDS, 0.02).until(lambda _: condition())
 
 
 def pixels(data):
@@ -305,7 +305,7 @@ def test_a_missing_extra_is_named(call, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "aiohttp", None)  # as if it were not installed
     done = call("serve", "--run", run, "--port", 0, "--no-browser")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert "pip install -c constraints.txt '.[serve]'" in done.stderr
+    assert "pip install -c constraints.txt -e '.[serve]'" in done.stderr
 
 
 # The page

@@ -5,6 +5,7 @@ Run: pytest tests/test_sources.py
 
 import io
 import os
+import resource
 from dataclasses import replace
 
 import cv2
@@ -28,7 +29,7 @@ from autopainter.data.sources import (
     base,
     openmoji,
 )
-from autopainter.errors import UserError
+from autopainter.errors import StorageError, UserError
 
 
 def draw(number, height=60, width=60):
@@ -440,3 +441,25 @@ def test_a_link_to_nothing_is_an_item_that_cannot_be_read(tmp_path):
     assert [item.location for item in source.listing().items] == ["gone.png", "sound.png"]
     with pytest.raises(BrokenInput, match="cannot be read"):
         pairs(source, "gone.png")
+
+
+def test_a_link_to_itself_is_an_item_that_cannot_be_read(tmp_path):
+    put(tmp_path, {"sound.png": draw(1)})
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    with pytest.raises(BrokenInput, match="cannot be read: Too many levels of symbolic links"):
+        pairs(ColorImages(str(tmp_path), 32), "loop.png")
+
+
+def test_a_failure_that_is_not_the_pictures_own_does_not_break_it(tmp_path):
+    """Here a process that may not open another file; on NFS an input/output error or a stale handle."""
+    put(tmp_path, {"sound.png": draw(1)})
+    source = ColorImages(str(tmp_path), 32)
+    (item,) = source.listing().items
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(StorageError, match=r"sound.png: cannot be read: Too many open files; the same command"):
+            source.fetch(item)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert pairs(source, "sound.png")

@@ -12,11 +12,13 @@ import ipaddress
 import itertools
 import logging
 import os
+import runpy
 import signal
 import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -387,7 +389,10 @@ def test_what_the_user_must_mend_is_said_at_once(s3, code, bucket, changes, word
         ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, "no credentials"),
         ({"AWS_SECRET_ACCESS_KEY": None}, "AWS_SECRET_ACCESS_KEY"),
         ({"AWS_ENDPOINT_URL": "localhost:9000"}, "localhost:9000"),
+        ({"AWS_ENDPOINT_URL": "http://localhost:abc"}, "write AWS_ENDPOINT_URL as http://HOST:PORT"),
         ({"AWS_PROFILE": "not-there"}, "not-there"),
+        ({"AWS_REGION": "eu_west!"}, "set AWS_REGION"),
+        ({"AWS_CONFIG_FILE": __file__}, f"{__file__}; mend it, or what AWS_CONFIG_FILE"),
     ],
 )
 def test_unfit_settings_are_said_at_once(s3, s3_uri, changes, words):
@@ -399,11 +404,28 @@ def test_unfit_settings_are_said_at_once(s3, s3_uri, changes, words):
 
 
 def test_a_forgotten_address_is_asked_for(s3, s3_uri):
-    settings = {name: value for name, value in s3.env.items() if name != "AWS_ENDPOINT_URL"}
+    settings = s3.env | {"AWS_ENDPOINT_URL": ""}  # which is none, for boto3
     nowhere = {"HTTPS_PROXY": "http://127.0.0.1:1"}  # so that AWS is never asked
     kind, message, _ = outcome("store.list()", s3_uri, {**settings, **nowhere})
     assert kind == "StorageError"
     assert "if the bucket is not at AWS, set AWS_ENDPOINT_URL" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "values"),
+    [
+        ("AUTOPAINTER_STORAGE_RETRY_SECONDS", "0", ["1m", "-1", "nan", "inf"]),
+        ("AUTOPAINTER_STORAGE_TIMEOUT_SECONDS", "0.1", ["1m", "0", "-1", "nan", "inf"]),
+    ],
+)
+def test_durations_that_are_none_are_named(monkeypatch, name, least, values):
+    module = sys.modules["autopainter.storage.retry"].__file__
+    for value in values:
+        monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"^{name}: must be a number of seconds, at least {least}, got '{value}'$"):
+            runpy.run_path(module)
+    monkeypatch.setenv(name, least)
+    assert runpy.run_path(module)[name.removeprefix("AUTOPAINTER_STORAGE_")] == float(least)
 
 
 def test_the_region_is_taken_from_the_environment(s3, s3_uri):
@@ -758,7 +780,7 @@ def test_an_object_is_read_by_its_uri(root):
 class Site(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = b"weights"
-        self.send_response(200 if self.path in ("/file", "/cut") else 404)
+        self.send_response({"/file": 200, "/cut": 200, "/closed": 403, "/odd": 405}.get(self.path, 404))
         self.send_header("Content-Length", str(len(body) + (10 if self.path == "/cut" else 0)))
         self.end_headers()
         self.wfile.write(body)
@@ -811,13 +833,59 @@ def test_a_site_with_an_unknown_certificate_is_refused(https):
     assert succeeds(code, "/tmp", {"SSL_CERT_FILE": certificate}) is True
 
 
-@pytest.mark.parametrize(("path", "words"), [("/nothing", "404"), ("/cut", "")])
-def test_a_site_that_does_not_give_the_file_is_a_storage_error(https, path, words):
+@pytest.mark.parametrize(
+    ("path", "kind", "words"),
+    [
+        ("/nothing", "FileNotFoundError", "not found"),
+        ("/closed", "UserError", "the site refuses it (HTTP Error 403: Forbidden)"),
+        ("/odd", "StorageError", "HTTP Error 405"),
+        ("/cut", "StorageError", ""),
+    ],
+)
+def test_a_site_that_does_not_give_the_file(https, path, kind, words):
     url, certificate = https
-    kind, message, _ = outcome(f"storage.read_uri({url + path!r})", "/tmp", {"SSL_CERT_FILE": certificate})
-    assert kind == "StorageError"
+    found, message, again = outcome(f"storage.read_uri({url + path!r})", "/tmp", {"SSL_CERT_FILE": certificate})
+    assert (found, again) == (kind, path == "/cut")
     assert f"{url}{path}" in message
     assert words in message
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https:///x",
+        "https://h:port/x",
+        "https://[::1/x",
+        "https://h/my data/x",
+        "https://h/m\u00e4rz",
+        "https://h/a\nb",
+    ],
+)
+def test_what_is_no_url_is_said_at_once(uri):
+    with pytest.raises(UserError, match=r"not a URL; write https://HOST/PATH, with %20 for a space"):
+        storage.read_uri(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://user:hidden@h/x",
+        "https://h/x?sv=2024&sig=hidden",
+        "https://h/x?sig=hidden",
+        "s3://bucket/x?X-Amz-Signature=hidden",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri):
+    for operation in (storage.read_uri, storage.open_store):
+        with pytest.raises(UserError, match="a URI must hold no credentials") as error:
+            operation(uri)
+        assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["R&D/monkeys/size=512", "a?token=1", "me@home"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    open_store(f"{tmp_path}/{name}").write("x", b"1")
+    assert storage.read_uri(f"{tmp_path}/{name}/x") == b"1"
 
 
 def test_a_place_where_no_folder_can_be_made_is_refused():
@@ -830,3 +898,64 @@ def test_only_files_are_listed(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     assert [entry.key for entry in storage.open_store(str(tmp_path)).list()] == ["file"]
+
+
+def keys(folder, prefix=""):
+    return [entry.key for entry in storage.open_store(str(folder)).list(prefix)]
+
+
+def test_linked_folders_are_listed_and_loops_end(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    (root / "real").mkdir(parents=True)
+    (elsewhere / "deep").mkdir(parents=True)
+    (root / "real" / "a").write_bytes(b"1")
+    (elsewhere / "deep" / "b").write_bytes(b"22")
+    (root / "linked").symlink_to(elsewhere)
+    (root / "again").symlink_to(root / "real")
+    (root / "real" / "up").symlink_to(root)
+    (elsewhere / "deep" / "self").symlink_to(elsewhere / "deep")
+    assert keys(root) == ["again/a", "linked/deep/b", "real/a"]
+    assert keys(root, "linked/de") == ["linked/deep/b"]
+    assert storage.open_store(str(root)).size("linked/deep/b") == 2
+
+
+def test_a_link_that_leads_nowhere_is_listed(tmp_path):
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").write_bytes(b"1")
+    assert keys(tmp_path) == ["file", "gone", "loop"]
+
+
+@pytest.fixture
+def unprivileged():
+    """A folder of a user who may not read everything."""
+    with tempfile.TemporaryDirectory() as folder:  # unlike tmp_path it is not below a folder of root alone
+        if root := os.geteuid() == 0:
+            os.chmod(folder, 0o777)
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+            for path in Path(folder).iterdir():
+                path.chmod(0o700)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o600], ids=["closed", "not searchable"])
+def test_a_folder_that_may_not_be_read_is_named(unprivileged, mode):
+    (unprivileged / "closed").mkdir()
+    (unprivileged / "closed" / "file").write_bytes(b"1")
+    (unprivileged / "open").write_bytes(b"1")
+    (unprivileged / "closed").chmod(mode)
+    with pytest.raises(UserError, match="/closed: the folder cannot be read: Permission denied; grant that"):
+        keys(unprivileged)
+    assert keys(unprivileged, "op") == ["open"]  # what nobody asked for may be closed
+
+
+@pytest.mark.parametrize("name", ["lost+found", ".Trash-0"])
+def test_what_systems_keep_on_a_disk_is_passed_over(unprivileged, name):
+    (unprivileged / name).mkdir()
+    (unprivileged / name).chmod(0)
+    (unprivileged / "file").write_bytes(b"1")
+    assert keys(unprivileged) == ["file"]

@@ -19,18 +19,16 @@ from autopainter.data.manifest import CHUNK_SAMPLES
 
 
 def tar(members, kind=tarfile.PAX_FORMAT):
-    """A tar of (name, bytes) members; without bytes, of other kinds: a directory (None) or a link to a name."""
+    """A tar of (name, bytes) members; without bytes a directory."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=kind) as writer:
         for name, data in members:
             info = tarfile.TarInfo(name)
             if data is None:
                 info.type = tarfile.DIRTYPE
-            elif isinstance(data, str):
-                info.type, info.linkname = tarfile.LNKTYPE, data
             else:
                 info.size = len(data)
-            writer.addfile(info, io.BytesIO(data) if isinstance(data, bytes) else None)
+            writer.addfile(info, io.BytesIO(data or b""))
     return buffer.getvalue()
 
 
@@ -111,10 +109,23 @@ def test_members_of_no_sample_are_named(members, samples, named):
     assert read_back(data, places)[0][1]["jpg"] == next(file for name, file in members if name.endswith("jpg"))
 
 
-def test_a_link_is_no_file_of_its_sample():
-    places, broken, damage = tarindex.find(tar([("a.jpg", b"1"), ("b.jpg", b"2"), ("b.png", "a.jpg")]))
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (tarfile.LNKTYPE, "is a link; pack it with tar --dereference --hard-dereference"),
+        (tarfile.SYMTYPE, "is a link; pack it with tar --dereference --hard-dereference"),
+        (tarfile.FIFOTYPE, "is no plain file"),
+    ],
+)
+def test_a_member_that_is_no_file_of_its_own_is_named(kind, reason):
+    buffer = io.BytesIO(tar([("a.jpg", b"1"), ("b.jpg", b"2")]))
+    with tarfile.open(fileobj=buffer, mode="a") as writer:
+        odd = tarfile.TarInfo("b.png")
+        odd.type, odd.linkname = kind, "a.jpg"
+        writer.addfile(odd)
+    places, broken, damage = tarindex.find(buffer.getvalue())
     assert [place.files.keys() for place in places] == [{"jpg"}, {"jpg"}]
-    assert not broken
+    assert broken == {"b.png": reason}
     assert damage is None
 
 
@@ -154,6 +165,24 @@ def test_a_damaged_header_is_no_silent_end(place):
     data[whole[place].start + 10] ^= 1
     places, _, damage = tarindex.find(bytes(data))
     assert len(places) == place
+    assert damage
+
+
+def resized(data, place, size):
+    """A tar with another size in the header at a byte, and the header's checksum made right."""
+    header = tarfile.TarInfo.frombuf(data[place : place + 512], "utf-8", "strict")
+    header.size = size
+    return data[:place] + header.tobuf(tarfile.GNU_FORMAT) + data[place + 512 :]
+
+
+@pytest.mark.parametrize("size", [-1, -512, -1024, -(2**70), 2**62, 2**80])
+@pytest.mark.parametrize("way", [bytes, mapped])
+def test_a_member_of_an_impossible_size_ends_the_tar(size, way):
+    data = tar(lots())
+    whole, _, _ = tarindex.find(data)
+    places, broken, damage = tarindex.find(way(resized(data, whole[3].start, size)))
+    assert places == whole[:3]
+    assert broken == {}
     assert damage
 
 

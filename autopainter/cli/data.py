@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -146,7 +145,7 @@ def _pack(
 ) -> None:
     from autopainter.data import groups
     from autopainter.data.pack import PackOptions, pack
-    from autopainter.data.shard import plan_shards
+    from autopainter.data.shard import plan_shards, printable
     from autopainter.progress import progress_bar
 
     if dry_run:
@@ -154,7 +153,7 @@ def _pack(
         plans = plan_shards(groups.by_pattern(source.listing().items, packing.group_by), packing)
         click.echo(yaml.safe_dump({"source": source.info(), "options": choices}, sort_keys=False), nl=False)
         inputs = sum(len(plan.items) for plan in plans)
-        click.echo(f"# packs {inputs} inputs into {len(plans)} shards in {destination}")
+        click.echo(f"# packs {inputs} inputs into {len(plans)} shards in {printable(destination)}")
         return
     run = click.get_current_context().obj  # job/pack.py runs the tasks on a cluster
     with progress_bar() as progress:
@@ -168,7 +167,7 @@ def _pack(
     samples = ", ".join(f"{count} {split}" for split, count in result.samples.items())
     ignored = ", ".join(f"{count} {suffix}" for suffix, count in result.ignored.items())
     click.echo(
-        f"{result.uri}: {already}{samples} samples in {result.shards} shards, {result.bytes / 1e6:.1f} MB;"
+        f"{printable(result.uri)}: {already}{samples} samples in {result.shards} shards, {result.bytes / 1e6:.1f} MB;"
         f" {counts}, {len(result.left_out['excluded'])} left out by design,"
         f" {len({name for twins in result.duplicates for name in twins})} share a file"
         + (f"; no pictures: {ignored}" if ignored else "")
@@ -203,6 +202,7 @@ def index(shards: str, color: str, sketch: str | None, max_bad: int, **choices: 
     """Make WebDataset SHARDS of others (folder or s3:// prefix of .tar files) a data set, without rewriting them."""
     from autopainter.data.index import Members
     from autopainter.data.index import index as make
+    from autopainter.data.shard import printable
     from autopainter.progress import progress_bar
 
     members = Members(color.lower().lstrip("."), sketch.lower().lstrip(".") if sketch else None)
@@ -212,7 +212,7 @@ def index(shards: str, color: str, sketch: str | None, max_bad: int, **choices: 
         click.echo(f"broken: {name}: {reason}", err=True)
     samples = ", ".join(f"{count} {split}" for split, count in result.samples.items())
     click.echo(
-        f"{result.uri}: {samples} samples in {result.shards} shards, {result.bytes / 1e6:.1f} MB;"
+        f"{printable(result.uri)}: {samples} samples in {result.shards} shards, {result.bytes / 1e6:.1f} MB;"
         f" {len(result.broken)} broken"
     )
     _exit_if_bad(len(result.broken), max_bad)
@@ -221,11 +221,11 @@ def index(shards: str, color: str, sketch: str | None, max_bad: int, **choices: 
 @click.command()
 @click.argument("dataset")
 @click.option("--verify", is_flag=True, help="Read everything and check every checksum.")
-@click.option("--sheet", type=click.Path(path_type=Path), metavar="PNG", help="Write a contact sheet of some samples.")
+@click.option("--sheet", metavar="PNG", help="Write a contact sheet of some samples to this path or s3:// URI.")
 @click.option("--split", default="train", show_default=True, help="Split of the sheet.")
 @click.option("--samples", type=click.IntRange(min=1), default=24, show_default=True, help="Samples in the sheet.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of YAML.")
-def inspect(dataset: str, verify: bool, sheet: Path | None, split: str, samples: int, as_json: bool) -> None:
+def inspect(dataset: str, verify: bool, sheet: str | None, split: str, samples: int, as_json: bool) -> None:
     """Show what is in a DATASET: its folder, its s3:// prefix or its manifest."""
     from autopainter.data import inspect as inspection
     from autopainter.data import manifest as manifests

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +22,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     " of the run's loss.vgg_weights if not given.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Score the first so many images only.")
-@click.option("--sheet", type=click.Path(path_type=Path), metavar="PNG", help="Write a contact sheet of some samples.")
+@click.option("--sheet", metavar="PNG", help="Write a contact sheet of some samples to this path or s3:// URI.")
 @click.option("--samples", type=click.IntRange(min=1), default=24, show_default=True, help="Samples in the sheet.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(
@@ -31,7 +30,7 @@ def evaluate(
     step: Any,
     weights: str | None,
     limit: int | None,
-    sheet: Path | None,
+    sheet: str | None,
     samples: int,
     as_json: bool,
 ) -> None:

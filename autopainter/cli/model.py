@@ -1,8 +1,11 @@
 """Commands about models: vgg | train | fields."""
 
 import functools
+import itertools
 import logging
 import os
+import textwrap
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +14,7 @@ import click
 
 from autopainter import logs
 from autopainter.cli.common import Start, print_plan, start_options
-from autopainter.config import ENVIRONMENT_PREFIX, FeatureLayer, fields
+from autopainter.config import ENVIRONMENT_PREFIX, FeatureLayer, Field, fields
 from autopainter.errors import UserError
 
 
@@ -107,9 +110,35 @@ def train(start: Start) -> int:
 
 
 @click.command(name="fields")
-def list_fields() -> None:
-    """List every field of the configuration with its meaning."""
-    for name, description in fields().items():
-        click.echo(f"{name}\n    {description}")
-    click.echo(f"\nEach can be set in the file, with --set {name}=..., or as {ENVIRONMENT_PREFIX}"
-               f"{name.upper().replace('.', '__')}=...")  # fmt: skip
+@click.option("--markdown", is_flag=True, help="As the tables of docs/configuration.md.")
+def list_fields(markdown: bool) -> None:
+    """List every field of the configuration with its default and its meaning."""
+    if markdown:
+        click.echo("\n\n".join(_tables()))
+        return
+    for name, field in fields().items():
+        choices = f"  ({' | '.join(field.choices)})" if field.choices else ""
+        click.echo(
+            f"{name}: {field.default}{choices}\n{textwrap.indent(textwrap.fill(field.description, 112), '    ')}"
+        )
+    click.echo(f"\nWhat has no default must be set. Each can be set in the file, with --set {name}=..., or as"
+               f" {ENVIRONMENT_PREFIX}{name.upper().replace('.', '__')}=...")  # fmt: skip
+
+
+def _tables() -> Iterator[str]:
+    """A table for each section of the configuration."""
+
+    def row(name: str, field: Field) -> str:
+        default = f"`{field.default}`" if field.default else "must be set"
+        others = " or ".join(f"`{choice}`" for choice in field.choices if choice != field.default)
+        cells = (
+            f"`{name}`",
+            f"{default}, {others}" if others else default,
+            "yes" if field.fixed else "",
+            field.description,
+        )
+        return f"| {' | '.join(cells)} |"
+
+    for section, group in itertools.groupby(fields().items(), lambda item: item[0].split(".")[0]):
+        head = (f"## {section}", "", "| field | default | fixed | meaning |", "| --- | --- | --- | --- |")
+        yield "\n".join([*head, *(row(*item) for item in group)])

@@ -4,7 +4,7 @@ Values come, the later winning, from the defaults here, a YAML file, environment
 (``AUTOPAINTER__TRAIN__STEPS=100``) and the command line (``--set train.steps=100``).
 """
 
-from autopainter.config.loading import ENVIRONMENT_PREFIX, fields, load, restore
+from autopainter.config.loading import ENVIRONMENT_PREFIX, Field, fields, load, restore
 from autopainter.config.sections import (
     Adversarial,
     Config,
@@ -22,6 +22,7 @@ __all__ = [
     "Adversarial",
     "Config",
     "FeatureLayer",
+    "Field",
     "Hints",
     "Norm",
     "Recompute",

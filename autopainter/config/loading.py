@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import functools
+import json
 import os
 import types
 import typing
@@ -13,7 +14,7 @@ from typing import Any
 import pydantic
 import yaml
 
-from autopainter.config.sections import Config, Section, flatten
+from autopainter.config.sections import Config, Section, flatten, may_change
 from autopainter.errors import UserError, one_line
 
 ENVIRONMENT_PREFIX = "AUTOPAINTER__"
@@ -145,10 +146,32 @@ def _each_field(section: type[Section], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + name, info
 
 
+class Field(typing.NamedTuple):
+    """What there is to know of a field.
+
+    Attributes:
+        default: as YAML, whose ``null`` is none; empty if it must be set.
+        choices: the only values there are; empty if there are others.
+        description: what it means.
+        fixed: whether a run can only be continued with the same value.
+    """
+
+    default: str
+    choices: tuple[str, ...]
+    description: str
+    fixed: bool
+
+
 @functools.cache
-def fields() -> dict[str, str]:
-    """Every field by its dotted name, with its description."""
-    return {name: typing.cast(str, info.description) for name, info in _each_field(Config)}
+def fields() -> dict[str, Field]:
+    """Every field by its dotted name."""
+
+    def look(name: str, info: pydantic.fields.FieldInfo) -> Field:
+        default = "" if info.is_required() else json.dumps(info.default).strip('"')
+        choices = typing.get_args(info.annotation) if typing.get_origin(info.annotation) is typing.Literal else ()
+        return Field(default, choices, " ".join(str(info.description).split()), not may_change(name))
+
+    return {name: look(name, info) for name, info in _each_field(Config)}
 
 
 @functools.cache

@@ -225,7 +225,8 @@ class Train(Section):
     channels_last: bool = True
     """Memory order of the activations."""
     compile: bool = False
-    """Let torch.compile fuse the networks' operations: faster steps after a slower start; it needs a C++ compiler."""
+    """Let torch.compile fuse the networks' operations, after a slower start: meant for GPUs, and slower on cores; it
+    needs a C++ compiler."""
     activation_checkpointing: Recompute = "none"
     """U-Net blocks recomputed in the backward pass: none, the two largest levels, or all."""
     threads: int | None = pydantic.Field(None, ge=1)
@@ -376,13 +377,13 @@ class Config(Section):
 
     def identity(self) -> dict[str, Any]:
         """The fields, by dotted name, that must stay as they are for a run to be continued."""
-        may_change = set(_MAY_CHANGE)
+        fixed = set()
         if self.train.decay_from is not None:
-            may_change.remove("train.steps")  # the learning rate falls towards it
+            fixed.add("train.steps")  # the learning rate falls towards it
         return {
             name: value
             for name, value in flatten(self.model_dump(mode="json")).items()
-            if name.split(".")[0] not in may_change and name not in may_change
+            if name in fixed or not may_change(name)
         }
 
     def to_yaml(self) -> str:
@@ -399,6 +400,11 @@ _MAY_CHANGE = {
     "train.steps", "train.microbatch", "train.channels_last", "train.compile", "train.activation_checkpointing",
     "train.threads",
 }  # fmt: skip
+
+
+def may_change(name: str) -> bool:
+    """Whether a run may be continued with another value of a field."""
+    return name in _MAY_CHANGE or name.split(".")[0] in _MAY_CHANGE
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

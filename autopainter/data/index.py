@@ -13,7 +13,7 @@ from autopainter.data.manifest import SPLITS, Sample, Samples, Shard
 from autopainter.data.pictures import BrokenInput, decode_stored
 from autopainter.data.shard import place_of_group
 from autopainter.data.tarindex import Place
-from autopainter.errors import UserError
+from autopainter.errors import StorageError, UserError
 from autopainter.uri import split as split_uri
 
 
@@ -103,18 +103,21 @@ def index(
         UserError: there are no shards, a split gets no sample, or the output is there.
         StorageError: storage kept failing.
     """
-    if group_by is not None:
-        groups.check(group_by)
+    _check_options(validation, validation_shards, group_by)
     store = storage.open_store(shards)
     if isinstance(store, storage.LocalStore) and not store.root.is_dir():
         raise UserError(f"{shards}: no such folder")
-    folder, name = split_uri(output or f"{store.uri}/manifest.json")
-    target = storage.open_store(folder)
-    if not overwrite and target.size(name) is not None:
-        raise UserError(f"{target.locate(name)}: is there; pass --overwrite or another --output")
+    target, name = _target(output or f"{store.uri}/manifest.json", overwrite)
     keys = [entry.key for entry in store.list() if entry.key.lower().endswith(".tar")]
     if not keys:
         raise UserError(f"{shards}: no .tar files in it (compressed ones cannot be read in parts: unpack them)")
+    if validation_shards is not None:
+        matched = sum(PurePosixPath(key).match(validation_shards) for key in keys)
+        if matched in (0, len(keys)):
+            raise UserError(
+                f"validation_shards: {validation_shards!r} matches {matched} of {len(keys)} shards, such as {keys[0]};"
+                " it must match some and leave some for training"
+            )
     scans = pool.local(workers or Groups().usable_cores())(
         scan, [(shards, key, members) for key in keys], [1] * len(keys), lambda done: progress(done, len(keys))
     )
@@ -132,7 +135,7 @@ def index(
         "source": {"kind": "index", "shards": store.uri, "color": members.color, "sketch": members.sketch},
         "options": {"validation": validation, "validation_shards": validation_shards, "group_by": group_by},
     }
-    elsewhere = None if target.uri == store.uri else _absolute(store)
+    elsewhere = None if _absolute(target) == _absolute(store) else _absolute(store)
     data = manifest.encode(info, splits, elsewhere)
     target.write(name, data)
     return IndexResult(
@@ -145,6 +148,31 @@ def index(
     )
 
 
+def _check_options(validation: float, validation_shards: str | None, group_by: str | None) -> None:
+    if not 0 < validation < 1:
+        raise UserError(f"validation: must be between 0 and 1, got {validation}")
+    if validation_shards is not None:
+        try:
+            PurePosixPath("x").match(validation_shards)
+        except ValueError:
+            raise UserError(
+                f"validation_shards: must be a pattern of names such as 'val-*.tar', got {validation_shards!r}"
+            ) from None
+    if group_by is not None:
+        groups.check(group_by)
+
+
+def _target(output: str, overwrite: bool) -> tuple[storage.Store, str]:
+    """Where the manifest shall be written, and its name there."""
+    folder, name = split_uri(output)
+    store = storage.open_store(folder)
+    if not name or (isinstance(store, storage.LocalStore) and (store.root / name).is_dir()):
+        raise UserError(f"output: {output} is a folder; name a file in it, such as {output.rstrip('/')}/manifest.json")
+    if not overwrite and store.size(name) is not None:
+        raise UserError(f"{store.locate(name)}: is there; pass --overwrite or another --output")
+    return store, name
+
+
 def _absolute(store: storage.Store) -> str:
     return str(store.root.resolve()) if isinstance(store, storage.LocalStore) else store.uri
 
@@ -152,8 +180,15 @@ def _absolute(store: storage.Store) -> str:
 def scan(shards: str, key: str, members: Members, tick: Callable[[], None]) -> Scan:
     """Read one shard and decode its samples."""
     store = storage.open_store(shards)
-    with storage.mapped(store, key) as data:
-        found = _scan(store.locate(key), key, data, members)
+    try:
+        with storage.mapped(store, key) as data:
+            found = _scan(store.locate(key), key, data, members)
+    except StorageError:
+        raise
+    except OSError as error:
+        if not storage.lasting(error):
+            raise
+        found = Scan(key, 0, "", [], [], [], {store.locate(key): f"cannot be read: {error.strerror or 'not found'}"})
     tick()
     return found
 

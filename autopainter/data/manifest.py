@@ -151,7 +151,8 @@ def encode(info: dict[str, Any], splits: dict[str, tuple[Shard, ...]], shards_at
         **({"shards_at": shards_at} if shards_at else {}),
         "splits": {name: [_encode_shard(shard) for shard in shards] for name, shards in splits.items()},
     }
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace")  # bytes of a file name that are no text, as JSON escapes them
 
 
 def _encode_shard(shard: Shard) -> dict[str, Any]:
@@ -165,8 +166,12 @@ def _encode_shard(shard: Shard) -> dict[str, Any]:
     }
 
 
+UNFIT = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""What damaged JSON may raise."""
+
+
 def parse(data: bytes) -> Any:
-    """JSON of ``encode``, with its shards as ``Shard``; ``ValueError`` if it is none, or its numbers do not fit."""
+    """JSON of ``encode``, with its shards as ``Shard``; one of ``UNFIT`` if it is none, or its numbers do not fit."""
     return json.loads(data, object_hook=_decode_shard)  # shard by shard, so that a large manifest needs little memory
 
 
@@ -174,12 +179,14 @@ def _decode_shard(entry: dict[str, Any]) -> Any:
     if "sample_files" not in entry:
         return entry
     keys = entry["sample_keys"]
+    if not all(isinstance(name, str) for name in (entry["key"], entry["sha256"])) or not isinstance(keys, list):
+        raise TypeError(f"{entry['key']!r}: names that are no texts")
     files = np.array(entry["sample_files"] or np.empty(0, np.int64)).reshape(len(keys), -1 if keys else 2)
     if files.dtype != np.int64:
         raise ValueError(f"{entry['key']}: offsets that are no numbers")
     shard = Shard(
         key=entry["key"],
-        bytes=entry["bytes"],
+        bytes=operator.index(entry["bytes"]),
         sha256=entry["sha256"],
         samples=Samples(keys, files),
         chunks=tuple(Chunk(*map(operator.index, chunk)) for chunk in entry["chunks"]),
@@ -191,7 +198,7 @@ def _decode_shard(entry: dict[str, Any]) -> Any:
         members = files[chunk.first : chunk.first + chunk.samples]
         starts, lengths = members[:, ::2], members[:, 1::2]
         inside = (chunk.start <= starts).all() and (lengths >= 0).all() and (starts + lengths <= chunk.stop).all()
-        if chunk.first != first or len(members) != chunk.samples or not len(members) or not inside:
+        if chunk.first != first or chunk.start < 0 or len(members) != chunk.samples or not len(members) or not inside:
             raise ValueError(f"{shard.key}: the chunk at sample {chunk.first} does not fit its samples")
         first += chunk.samples
     if first != len(shard.samples):
@@ -211,7 +218,7 @@ def load(uri: str) -> Manifest:
         document = parse(data)
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise CorruptData(f"data.manifest: {uri}: not JSON") from None
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except UNFIT as error:
         raise CorruptData(f"data.manifest: {uri}: damaged: {error}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UserError(f"data.manifest: {uri}: not a manifest of 'autopainter pack'")
@@ -224,8 +231,10 @@ def load(uri: str) -> Manifest:
         splits = {name: tuple(shards) for name, shards in document["splits"].items()}
         if not all(isinstance(shard, Shard) for shards in splits.values() for shard in shards):
             raise ValueError("a shard without samples")
-        info, place = dict(document["info"]), str(document.get("shards_at") or split(uri)[0])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        info, place = dict(document["info"]), document.get("shards_at") or split(uri)[0]
+        if not isinstance(place, str):
+            raise TypeError(f"shards at {place}")
+    except UNFIT as error:
         raise CorruptData(f"data.manifest: {uri}: damaged: {error}") from None
     return Manifest(info, splits, place, hashlib.sha256(data).hexdigest())
 

@@ -7,30 +7,28 @@ same command; the manifest is written last, and the records are deleted after it
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from autopainter import storage
 from autopainter.cgroup import Groups
-from autopainter.config import flatten
-from autopainter.data import groups, manifest, pool
+from autopainter.data import groups, manifest, pool, records
 from autopainter.data.manifest import SPLITS, Manifest
 from autopainter.data.pool import Run
+from autopainter.data.records import ELSEWHERE, Records
 from autopainter.data.shard import (
     DEFAULTS,
     LEFT_OUT,
     LeftOut,
     PackOptions,
-    ShardPlan,
     ShardRecord,
     pack_shard,
     plan_shards,
     printable,
 )
 from autopainter.data.sources import Item, Listing, Source
-from autopainter.errors import StorageError, UserError
+from autopainter.errors import UserError
 
 __all__ = ["PackOptions", "PackResult", "pack"]
 
@@ -39,9 +37,6 @@ PACKER = 2
 
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
-_SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
-_RECORDS = "_pack/"
-_ELSEWHERE = "pack to another place or pass --overwrite"
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the number of items done and of all."""
@@ -119,18 +114,21 @@ def pack(
     if exists and not overwrite:
         return _already_packed(store, identity)
 
-    folder = f"{_RECORDS}{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}/"
-    kept = _prepare(store, plans, folder, exists, overwrite)
+    ours = Records(store, identity, plans)
+    if exists:
+        store.delete([MANIFEST, SUMMARY])
+        records.delete(store)
+    kept = ours.claim(overwrite, lambda done, total: progress("checking", done, total))
     missing = [plan for plan in plans if plan.name not in kept]
     total = sum(len(plan.items) for plan in plans)
     before = total - sum(len(plan.items) for plan in missing)
     progress("packing", before, total)
-    tasks = [(source, plan, options, destination, f"{folder}{plan.name}.json") for plan in missing]
+    tasks = [(source, plan, options, destination, ours.key(plan)) for plan in missing]
     made = (run or pool.local(workers or Groups().usable_cores()))(
         pack_shard, tasks, [len(plan.items) for plan in missing], lambda done: progress("packing", before + done, total)
     )
-    records = kept | {plan.name: record for plan, record in zip(missing, made, strict=True)}
-    return _finish(store, plans, records, identity, listing, duplicates, len(kept))
+    done = kept | {plan.name: record for plan, record in zip(missing, made, strict=True)}
+    return _finish(ours, done, listing, duplicates, len(kept))
 
 
 def _identity(source: Source, options: PackOptions, items: list[Item]) -> dict[str, Any]:
@@ -149,16 +147,13 @@ def _identity(source: Source, options: PackOptions, items: list[Item]) -> dict[s
 def _already_packed(store: storage.Store, identity: dict[str, Any]) -> PackResult:
     """The result of an earlier pack, if it is that of the same command."""
     found = manifest.load(store.locate(MANIFEST))
-    old, new = flatten({name: found.info.get(name) for name in identity}), flatten(identity)
-    differing = [name for name in old | new if old.get(name) != new.get(name)]
-    if differing:
-        changes = ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in differing)
-        raise UserError(f"{store.uri}: holds another data set ({changes}); {_ELSEWHERE}")
-    sizes = _shards_in(store)
+    if changes := records.changes(found.info, identity):
+        raise UserError(f"{store.uri}: holds another data set ({changes}); {ELSEWHERE}")
+    sizes = records.shards_in(store)
     for shard in (shard for shards in found.splits.values() for shard in shards):
         if sizes.get(shard.key) != shard.bytes:
             raise UserError(f"{store.locate(shard.key)}: missing or damaged; pack again with --overwrite")
-    _delete_records(store)
+    records.delete(store)
     try:
         result = _result(found, json.loads(store.read(SUMMARY)), kept=0, already=True)
     except (FileNotFoundError, ValueError, TypeError):
@@ -168,67 +163,24 @@ def _already_packed(store: storage.Store, identity: dict[str, Any]) -> PackResul
     return result
 
 
-def _shards_in(store: storage.Store) -> dict[str, int]:
-    """Sizes of everything that is named like a shard."""
-    found = [entry for split in SPLITS for entry in store.list(f"{split}-")]
-    return {entry.key: entry.bytes for entry in found if _SHARD_NAME.fullmatch(entry.key)}
-
-
-def _delete_records(store: storage.Store) -> None:
-    store.delete([entry.key for entry in store.list(_RECORDS)])
-
-
-def _prepare(
-    store: storage.Store, plans: list[ShardPlan], folder: str, exists: bool, overwrite: bool
-) -> dict[str, ShardRecord]:
-    """Clear the destination of everything but the finished shards of the same pack; their records, by name."""
-    present = _shards_in(store)
-    if exists:
-        store.delete([MANIFEST, SUMMARY])
-        _delete_records(store)
-    records = [entry.key for entry in store.list(_RECORDS)]
-    ours: set[str] = set()
-    for key in records:
-        if key.endswith("/plan.json"):
-            ours.update(json.loads(store.read(key)))
-    if not overwrite and (strangers := sorted(present.keys() - ours)):
-        raise UserError(f"{store.locate(strangers[0])}: not from an interrupted run of this command; {_ELSEWHERE}")
-    try:
-        store.write(f"{folder}plan.json", json.dumps([plan.name for plan in plans]).encode())
-    except StorageError:
-        raise
-    except OSError as error:
-        raise UserError(f"{store.uri}: cannot be written: {error.strerror}") from error
-    kept: dict[str, ShardRecord] = {}
-    for plan in plans:
-        if (key := f"{folder}{plan.name}.json") in records:
-            record = ShardRecord.decode(store.read(key))
-            if record.shard is None or present.get(plan.name) == record.shard.bytes:
-                kept[plan.name] = record
-    store.delete([name for name in present if name not in kept])
-    store.delete([key for key in records if not key.startswith(folder)])
-    return kept
-
-
 def _finish(
-    store: storage.Store,
-    plans: list[ShardPlan],
-    records: dict[str, ShardRecord],
-    identity: dict[str, Any],
+    ours: Records,
+    done: dict[str, ShardRecord],
     listing: Listing,
     duplicates: list[list[str]],
     kept: int,
 ) -> PackResult:
     """Write the summary, then the manifest, then delete the records."""
+    store, identity = ours.store, ours.identity
     left_out: LeftOut = {kind: {} for kind in LEFT_OUT.values()}
-    left_out["broken"] |= {printable(name): reason for name, reason in listing.broken.items()}
-    for record in records.values():
+    left_out["broken"] |= {printable(name): printable(reason) for name, reason in listing.broken.items()}
+    for record in done.values():
         for kind, found in record.left_out.items():
             left_out[kind] |= found
     left_out = {kind: dict(sorted(found.items())) for kind, found in left_out.items()}
     splits = {}
     for split in SPLITS:
-        shards = [records[plan.name].shard for plan in plans if plan.split == split]
+        shards = [done[plan.name].shard for plan in ours.plans if plan.split == split]
         splits[split] = tuple(shard for shard in shards if shard is not None)
         if not splits[split]:
             name, reason = min(entry for found in left_out.values() for entry in found.items())
@@ -245,10 +197,12 @@ def _finish(
         "duplicates": [[printable(name) for name in twins] for twins in duplicates],
         "ignored": {printable(suffix): count for suffix, count in listing.ignored.items()},
     }
+    if store.size(MANIFEST) is None:  # else the same command has run twice at once, or create() says what has
+        ours.check(shard for of_split in splits.values() for shard in of_split)
     store.write(SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False).encode())
     if not store.create(MANIFEST, data):
-        raise UserError(f"{store.locate(MANIFEST)}: another pack has just finished there; {_ELSEWHERE}")
-    _delete_records(store)
+        raise UserError(f"{store.locate(MANIFEST)}: another pack has just finished there; {ELSEWHERE}")
+    records.delete(store)
     return _result(packed, summary, kept, already=False)
 
 

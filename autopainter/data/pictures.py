@@ -78,6 +78,8 @@ def decode(data: bytes) -> Image:
                 raise BrokenInput("has several pages" if image.format == "TIFF" else "animated")
             if image.format == "JPEG2000" and image.mode in ("RGB", "RGBA"):
                 return _to_rgb(_jpeg2000(data) or image)
+            if image.format == "TIFF" and image.mode == "I":  # of PGM it is the mode for 16 bits
+                raise BrokenInput("has 32-bit or signed samples; store it with 8 or 16 bits a channel")
             return _to_rgb(PIL.ImageOps.exif_transpose(image))
     except PIL.UnidentifiedImageError:
         return _decode_rare(data)
@@ -104,6 +106,7 @@ def decode_stored(data: bytes, grey: bool) -> Image:
         with _open(data) as image:
             plain = (image.format, image.mode) in _PLAIN and not image.has_transparency_data
             plain = plain and getattr(image, "n_frames", 1) == 1
+            plain = plain and b"tiff:Orientation" not in image.info.get("xmp", b"")  # which OpenCV does not look at
     except PIL.UnidentifiedImageError:
         plain = False
     if plain:
@@ -244,8 +247,8 @@ def pad(image: Image) -> Image:
     )
 
 
-def write_png(path: Path, image: Image) -> None:
-    """Write a uint8 [H, W, 3] RGB picture, whole or not at all."""
+def write_png(path: Path | str, image: Image) -> None:
+    """Write a uint8 [H, W, 3] RGB picture to a path or s3:// URI, whole or not at all."""
     _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     folder, name = split(str(path))
     storage.open_store(folder).write(name, data.tobytes())

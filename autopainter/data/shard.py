@@ -6,7 +6,10 @@ A shard is a plain WebDataset tar with ``KEY.color.jpg``, ``KEY.json`` and, unle
 
 import hashlib
 import io
+import itertools
 import json
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +23,10 @@ from autopainter.data import groups, manifest, tarindex
 from autopainter.data.manifest import CHUNK_SAMPLES, SPLITS, Sample, Samples, Shard
 from autopainter.data.sources import BrokenInput, Item, NoDrawing, Pair, Source, Undecided
 from autopainter.errors import CorruptData, UserError
+
+SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.tar")
+PLAN = "plan.json"
+"""Name of what lies beside the records of a pack for as long as it is the one that may write."""
 
 # The picture is what a model learns to paint: without chroma subsampling its colours end where its lines are (44 dB
 # instead of 35 on OpenMoji at 96 pixels, for 20 % more bytes).
@@ -101,9 +108,12 @@ class ShardRecord:
         """The inverse of ``encode``; ``CorruptData`` for other bytes."""
         try:
             document = manifest.parse(data)
-            shards = document["splits"][""]
-            return ShardRecord(shards[0] if shards else None, document["info"]["left_out"])
-        except (ValueError, KeyError, TypeError) as error:
+            (shard,) = document["splits"][""] or (None,)
+            left_out = {kind: dict(document["info"]["left_out"][kind]) for kind in LEFT_OUT.values()}
+            if not isinstance(shard, Shard | None):
+                raise TypeError("its shard has no samples")
+            return ShardRecord(shard, left_out)
+        except manifest.UNFIT as error:
             raise CorruptData(f"not a shard record: {error}") from None
 
 
@@ -125,7 +135,7 @@ def plan_shards(items: list[Item], options: PackOptions) -> list[ShardPlan]:
     if not lowest < options.validation <= highest:
         raise UserError(
             f"validation: a share of {options.validation} leaves one split of {len(places)} groups empty;"
-            f" use one from {lowest + 1e-4:.4f} to {highest:.4f}"
+            f" use one from {_between(lowest, highest)}"
         )
     plans = []
     for split in SPLITS:
@@ -135,6 +145,15 @@ def plan_shards(items: list[Item], options: PackOptions) -> list[ShardPlan]:
             part = tuple(members[first : first + options.shard_samples])
             plans.append(ShardPlan(f"{split}-{number:05d}.tar", split, part))
     return plans
+
+
+def _between(lowest: float, highest: float) -> str:
+    """The shares above ``lowest`` and up to ``highest``, as short as their bounds can be written."""
+    for digits in itertools.count(4):
+        first, last = math.floor(lowest * 10**digits) + 1, math.floor(highest * 10**digits)
+        if first <= last:
+            return f"{first / 10**digits:.{digits}f} to {last / 10**digits:.{digits}f}"
+    raise AssertionError
 
 
 def place_of_group(group: str) -> float:
@@ -163,6 +182,7 @@ def pack_shard(
         tick: called after each item.
 
     Raises:
+        UserError: another pack writes there now.
         StorageError: reading or writing kept failing; inputs that are merely broken go into the record instead.
     """
     store = storage.open_store(destination)
@@ -176,8 +196,10 @@ def pack_shard(
                     keys.append(f"{item.key}-{pair.part}" if pair.part else item.key)
                     writer.write(_encode(keys[-1], item, pair, options.jpeg_quality))
             except tuple(LEFT_OUT) as error:
-                left_out[LEFT_OUT[type(error)]][printable(item.location)] = str(error)
+                left_out[LEFT_OUT[type(error)]][printable(item.location)] = printable(str(error))
             tick()
+    if store.size(f"{record_key.rpartition('/')[0]}/{PLAN}") is None:  # or it would write over shards of the other one
+        raise taken_over(store.uri)
     shard = None
     if keys:
         data = buffer.getvalue()
@@ -187,6 +209,11 @@ def pack_shard(
     record = ShardRecord(shard, left_out)
     store.write(record_key, record.encode())
     return record
+
+
+def taken_over(destination: str) -> UserError:
+    """What to say when another pack has begun in the same place."""
+    return UserError(f"another pack has taken over {destination}; pack to another place")
 
 
 def printable(name: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from autopainter.data import crc
 from autopainter.data.manifest import CHUNK_SAMPLES, Chunk
+from autopainter.errors import one_line
 
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
 """Key and suffix of a member, as WebDataset splits names: the suffix begins at the first dot of the file's name."""
@@ -59,11 +60,17 @@ def find(data: bytes | mmap.mmap) -> tuple[list[Place], dict[str, str], str | No
     try:
         with tarfile.open(fileobj=io.BytesIO(data) if isinstance(data, bytes) else data, mode="r:") as tar:
             for member in tar:
+                if member.size < 0 or tar.offset <= member.offset:  # tarfile would read it again, for ever
+                    raise tarfile.ReadError(f"{member.name} has a size of {member.size}")
                 match = _NAME.fullmatch(member.name)
                 key, suffix = (match[1], match[2].lower()) if match else ("", "")
-                if not member.isfile() or member.name.rpartition("/")[2].startswith("."):
+                if member.isdir() or member.name.rpartition("/")[2].startswith("."):
                     continue  # hidden files are what some systems leave behind
-                if not match:
+                if member.islnk() or member.issym():
+                    broken[member.name] = "is a link; pack it with tar --dereference --hard-dereference"
+                elif not member.isfile():
+                    broken[member.name] = "is no plain file"
+                elif not match:
                     broken[member.name] = "has no name of the form KEY.SUFFIX"
                 elif not _TEXT.fullmatch(member.name):
                     broken[member.name] = "has a name with a line break or bytes that are no text"
@@ -81,8 +88,10 @@ def find(data: bytes | mmap.mmap) -> tuple[list[Place], dict[str, str], str | No
                 damage = damage or "is cut off: it has no end"
             elif any(header):  # tarfile takes a damaged header for the end
                 damage = damage or f"has a damaged header at byte {tar.offset}"
-    except (tarfile.TarError, ValueError, OSError) as error:
-        damage = f"is no sound tar: {error}"
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever tarfile makes of damaged headers
+        damage = f"is no sound tar: {one_line(error)}"
     starts = [min(member.offset for member in members.values()) for members in grouped.values()]
     stops = [*starts[1:], max(map(_end, grouped[last].values()))] if last else []
     places = []

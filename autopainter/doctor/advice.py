@@ -11,7 +11,10 @@ from autopainter.errors import CorruptData
 SET_CLOCK = "set this machine's clock (NTP; timedatectl), or the storage's: S3 refuses signatures of other times"
 
 _KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (on Kubernetes the Secret autopainter-s3)"
-_RIGHTS = "s3:ListBucket of the bucket and s3:GetObject, s3:PutObject, s3:DeleteObject of its objects"
+_RIGHTS = (
+    "s3:ListBucket and s3:ListBucketMultipartUploads of the bucket, and s3:GetObject, s3:PutObject, s3:DeleteObject and"
+    " s3:AbortMultipartUpload of its objects"
+)
 _BY_CODE = {
     "NoSuchBucket": "create the bucket, or correct its name",
     "InvalidAccessKeyId": f"correct {_KEYS}: the storage does not know this key",

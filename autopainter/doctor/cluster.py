@@ -206,7 +206,7 @@ def _version(theirs: str) -> Finding:
     try:
         ours = metadata.version("ray")
     except metadata.PackageNotFoundError:
-        advice = "pip install -c constraints.txt '.[ray]' where jobs are started"
+        advice = "pip install -c constraints.txt -e '.[ray]' where jobs are started"
         return warning(check, f"the cluster has {theirs}, none is installed here", advice)
     if ours != theirs:
         advice = "use one version everywhere: the image of head, workers and submitter, and rayVersion in the manifests"

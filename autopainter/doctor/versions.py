@@ -21,7 +21,7 @@ def python() -> Finding:
     try:
         needed = Requirement(f"python{metadata.metadata('autopainter')['Requires-Python']}").specifier
     except metadata.PackageNotFoundError:
-        advice = "install it: pip install -c constraints.txt ."
+        advice = "install it: pip install -c constraints.txt -e ."
         return warning("Python", f"{version}; autopainter is not installed as a package", advice)
     if version not in needed:
         return failed("Python", f"{version}, needed: {needed}", f"install Python {needed} and autopainter into it")
@@ -54,10 +54,10 @@ def packages() -> Finding:
         else:
             right += 1
     if wrong:
-        return failed("packages", ", ".join([*wrong, *other]), "pip install -c constraints.txt .")
+        return failed("packages", ", ".join([*wrong, *other]), "pip install -c constraints.txt -e .")
     if other:
         return warning(
-            "packages", ", ".join(other), "pip install -c constraints.txt . for the versions that are tested"
+            "packages", ", ".join(other), "pip install -c constraints.txt -e . for the versions that are tested"
         )
     return ok("packages", f"{right} of the {'tested' if tested else 'needed'} versions")
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -65,7 +64,7 @@ def evaluate_run(
     *,
     weights: str | None = None,
     limit: int | None = None,
-    sheet: Path | None = None,
+    sheet: str | None = None,
     samples: int = 24,
     progress: Progress = lambda what, done, total: None,
 ) -> Evaluation:
@@ -77,7 +76,7 @@ def evaluate_run(
         weights: folder or s3:// prefix of the weights of ``models.lpips``; none: the folder of the run's
             ``loss.vgg_weights``, if they are there.
         limit: score the first so many images; none: all of them.
-        sheet: PNG file for a contact sheet.
+        sheet: path or s3:// URI for a contact sheet, a PNG.
         samples: samples in the sheet: the first of the split whose sketches differ.
         progress: is told what is done, how many images of how many.
 
@@ -183,6 +182,6 @@ class _Gallery:
             painted = plain[row : row + 1].cpu(), hinted[row : row + 1].cpu()
             self._picked.setdefault(part.sketch.numpy().tobytes(), (part, *painted))
 
-    def write(self, path: Path) -> None:
+    def write(self, path: str) -> None:
         columns = _SHEET_COLUMNS if len(self._picked) > 1 else 1
         pictures.write_png(path, contact_sheet(self._picked.values(), columns=columns, tile=_SHEET_TILE))

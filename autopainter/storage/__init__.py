@@ -6,15 +6,11 @@ budget; credentials and endpoint come from the environment or the platform's ide
 AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION, web identity), never from a URI.
 """
 
-import http.client
-import ssl
-import urllib.error
-import urllib.request
-
-from autopainter.errors import StorageError, UserError, one_line
-from autopainter.storage.local import LocalStore
+from autopainter.errors import StorageError, UserError
+from autopainter.storage import https
+from autopainter.storage.local import LocalStore, lasting
 from autopainter.storage.mapped import mapped
-from autopainter.storage.retry import Transient, failures, retries, retry
+from autopainter.storage.retry import failures, retries
 from autopainter.storage.s3 import S3Store
 from autopainter.storage.store import Store, StoredObject
 from autopainter.uri import check, split
@@ -25,6 +21,7 @@ __all__ = [
     "Store",
     "StoredObject",
     "failures",
+    "lasting",
     "mapped",
     "open_store",
     "read_input",
@@ -39,21 +36,25 @@ def open_store(uri: str) -> Store:
     Raises:
         UserError: the URI has another scheme or names no bucket.
     """
-    try:
-        check(uri)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    _check(uri)
     if uri.startswith("s3://"):
         return S3Store(uri)
-    if not uri or "://" in uri:
+    if not uri or "://" in uri or uri == "s3:/":  # what split leaves of s3://NAME
         raise UserError(f"{uri!r}: unknown kind of storage; use a folder or s3://BUCKET/PREFIX")
     return LocalStore(uri)
 
 
 def read_uri(uri: str) -> bytes:
-    """Read one whole object from a path, ``s3://`` or ``https://``."""
+    """Read one whole object from a path, ``s3://`` or ``https://``.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        UserError: no such URI can be, or it may not be read.
+        StorageError: storage kept failing.
+    """
+    _check(uri)
     if uri.startswith("https://"):
-        return retry(lambda: _download(uri))
+        return https.read(uri)
     folder, name = split(uri)
     return open_store(folder).read(name)
 
@@ -83,16 +84,8 @@ def read_input(uri: str, field: str, advice: str) -> bytes:
         raise UserError(f"{field}: {uri}: cannot be read: {error.strerror}") from None
 
 
-def _download(uri: str) -> bytes:
+def _check(uri: str) -> None:
     try:
-        with urllib.request.urlopen(uri, timeout=60) as response:
-            body: bytes = response.read()
-            return body
-    except urllib.error.HTTPError as error:
-        if error.code >= 500 or error.code == 429:
-            raise Transient(f"{uri}: {one_line(error)}") from error
-        raise StorageError(f"{uri}: {one_line(error)}") from error
-    except (OSError, http.client.HTTPException) as error:
-        if isinstance(getattr(error, "reason", None), ssl.SSLError):
-            raise StorageError(f"{uri}: {one_line(error)}") from error
-        raise Transient(f"{uri}: {one_line(error)}") from error
+        check(uri)
+    except ValueError as error:
+        raise UserError(str(error)) from None

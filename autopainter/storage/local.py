@@ -1,14 +1,15 @@
 """Folders."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from autopainter.errors import CorruptData, UserError
+from autopainter.errors import CorruptData, StorageError, UserError
 from autopainter.storage.store import Store, StoredObject
 
 _TEMPORARY = ".tmp-"
@@ -16,6 +17,12 @@ _FOLDER_ATTEMPTS = 1000
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # it can only be read by setting it
+
+
+def lasting(error: OSError) -> bool:
+    """Whether what could not be read is not there or not readable as it is; anything else, another attempt may mend."""
+    kinds = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+    return isinstance(error, kinds) or error.errno in (errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class LocalStore(Store):
@@ -123,20 +130,62 @@ class LocalStore(Store):
         return True
 
     def list(self, prefix: str = "") -> list[StoredObject]:
-        folder = self.root / prefix if prefix.endswith("/") or not prefix else (self.root / prefix).parent
+        """All files whose key begins with ``prefix``, those below linked folders as well, sorted by key.
+
+        Raises:
+            UserError: a folder may not be read.
+            StorageError: a folder cannot be read.
+        """
         found = []
-        for parent, _, names in os.walk(folder):  # passes over folders that vanish meanwhile
-            for path in (Path(parent, name) for name in names if not name.startswith(_TEMPORARY)):
-                key = path.relative_to(self.root).as_posix()
-                if key.startswith(prefix):
-                    try:
-                        about = path.stat()
-                        if stat.S_ISREG(about.st_mode):  # a pipe would be waited for
-                            found.append(StoredObject(key, about.st_size))
-                    except FileNotFoundError:
-                        if path.is_symlink():  # to nothing, as whoever reads it will hear
-                            found.append(StoredObject(key, 0))
+        waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(prefix.rpartition("/")[0], frozenset())]
+        while waiting:
+            folder, above = waiting.pop()
+            place, names = self._look_into(folder)
+            if place in above:  # a link that leads back
+                continue
+            for key in (f"{folder}/{name}" if folder else name for name in names):
+                mode, size = self._about(key) if key.startswith(prefix) else (0, 0)
+                if stat.S_ISDIR(mode):
+                    waiting.append((key, above | {place}))
+                elif stat.S_ISREG(mode) and not key.rpartition("/")[2].startswith(_TEMPORARY):
+                    found.append(StoredObject(key, size))  # a pipe would be waited for
         return sorted(found, key=lambda entry: entry.key)
+
+    def _look_into(self, folder: str) -> tuple[tuple[int, int], Sequence[str]]:
+        """Device and inode of a folder, and the names in it: none, if it is not there or is a system's own."""
+        path = self.root / folder
+        try:
+            about = path.stat()
+            return (about.st_dev, about.st_ino), os.listdir(path)
+        except (FileNotFoundError, NotADirectoryError):  # perhaps it vanished just now
+            return (0, 0), []
+        except OSError as error:
+            private = path.name.startswith(".") or path.name == "lost+found"  # of the root's disk, of other users
+            if folder and private and isinstance(error, PermissionError):
+                return (0, 0), []
+            raise self._unlisted(path, error) from error
+
+    def _about(self, key: str) -> tuple[int, int]:
+        """Mode and size of what is at a key, (0, 0) if there is nothing.
+
+        A link that leads nowhere passes for an empty file: whoever reads it will hear.
+        """
+        path = self.root / key
+        try:
+            about = path.stat()
+            return about.st_mode, about.st_size
+        except OSError as error:
+            if lasting(error) and os.path.islink(path):
+                return stat.S_IFREG, 0
+            if isinstance(error, FileNotFoundError):
+                return 0, 0
+            raise self._unlisted(path.parent, error) from error
+
+    @staticmethod
+    def _unlisted(folder: Path, error: OSError) -> Exception:
+        if isinstance(error, PermissionError):
+            return UserError(f"{folder}: the folder cannot be read: {error.strerror}; grant that, or move it elsewhere")
+        return StorageError(f"{folder}: the folder cannot be read: {error.strerror}")
 
     def size(self, key: str) -> int | None:
         path = self.root / key

@@ -1,6 +1,7 @@
 """Trying again, with back-off and a budget of time."""
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -8,14 +9,27 @@ from typing import TypeVar
 
 import tenacity
 
-from autopainter.errors import StorageError
+from autopainter.errors import StorageError, UserError
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = float(os.environ.get("AUTOPAINTER_STORAGE_RETRY_SECONDS", "60"))
+
+def _seconds(variable: str, default: float, least: float) -> float:
+    """A duration from the environment; ``UserError`` if it is none, or shorter than ``least``."""
+    text = os.environ.get(variable) or str(default)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not least <= seconds < math.inf:
+        raise UserError(f"{variable}: must be a number of seconds, at least {least:g}, got {text!r}")
+    return seconds
+
+
+RETRY_SECONDS = _seconds("AUTOPAINTER_STORAGE_RETRY_SECONDS", 60, least=0)
 """Total time that one operation may spend on retries before it fails."""
 
-TIMEOUT_SECONDS = float(os.environ.get("AUTOPAINTER_STORAGE_TIMEOUT_SECONDS", "30"))
+TIMEOUT_SECONDS = _seconds("AUTOPAINTER_STORAGE_TIMEOUT_SECONDS", 30, least=0.1)
 """A connection that brings nothing for so long has failed."""
 
 T = TypeVar("T")

@@ -29,7 +29,7 @@ PART_BYTES = 16 << 20
 
 CONNECTIONS = 8
 
-_CUSTOM_ENDPOINT = {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"}  # variables of a service other than AWS
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")  # variables of a service other than AWS
 
 _DELETE_KEYS = 1000  # what one request of S3 can delete
 _BUSY = {"SlowDown", "RequestTimeout", "ConditionalRequestConflict", "InternalError", "ServiceUnavailable"}
@@ -75,14 +75,26 @@ class S3Store(Store):
                 ) from error
             except botocore.exceptions.ParamValidationError as error:
                 raise UserError(f"{self.locate(key)}: not a valid bucket or key") from error
+            except botocore.exceptions.InvalidRegionError as error:
+                raise UserError(
+                    f"{self.locate(key)}: {one_line(error)}; set AWS_REGION (or AWS_DEFAULT_REGION) to a region's name"
+                ) from error
+            except botocore.exceptions.ConfigParseError as error:
+                raise UserError(
+                    f"{self.locate(key)}: {one_line(error)}; mend it, or what AWS_CONFIG_FILE and"
+                    " AWS_SHARED_CREDENTIALS_FILE name"
+                ) from error
+            except botocore.exceptions.EndpointProviderError as error:
+                raise self._unfit_endpoint(key, error) from error
             except (botocore.exceptions.BotoCoreError, *CONNECTION_ERRORS) as error:
                 raise Transient(f"{self.locate(key)}: {one_line(error)}{_forgotten_endpoint()}") from error
             except ValueError as error:  # of making the client
-                raise UserError(
-                    f"{self.locate(key)}: {one_line(error)}; write AWS_ENDPOINT_URL as http://HOST:PORT"
-                ) from None
+                raise self._unfit_endpoint(key, error) from None
 
         return retry(attempt, self._closed)
+
+    def _unfit_endpoint(self, key: str, error: Exception) -> UserError:
+        return UserError(f"{self.locate(key)}: {one_line(error)}; write AWS_ENDPOINT_URL as http://HOST:PORT")
 
     def _explain(self, key: str, error: botocore.exceptions.ClientError) -> Exception:
         code = str(error.response.get("Error", {}).get("Code", ""))
@@ -191,9 +203,13 @@ class S3Store(Store):
         client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
 
+def _custom_endpoint() -> bool:
+    return any(os.environ.get(name) for name in _ENDPOINTS)  # boto3 takes an empty one for none
+
+
 def _forgotten_endpoint() -> str:
     """What to add to a failure that may come from asking AWS for what is elsewhere."""
-    return "" if _CUSTOM_ENDPOINT & os.environ.keys() else "; if the bucket is not at AWS, set AWS_ENDPOINT_URL"
+    return "" if _custom_endpoint() else "; if the bucket is not at AWS, set AWS_ENDPOINT_URL"
 
 
 @functools.cache
@@ -201,10 +217,10 @@ def shared_client() -> Any:
     """One client a process: boto3 clients are thread-safe, and building one takes a good part of a second."""
     return boto3.client(
         "s3",
-        region_name=os.environ.get("AWS_REGION"),  # which boto3 itself does not read
+        region_name=os.environ.get("AWS_REGION") or None,  # which boto3 itself does not read
         config=botocore.config.Config(
             signature_version="s3v4",
-            s3={"addressing_style": "path" if _CUSTOM_ENDPOINT & os.environ.keys() else "auto"},
+            s3={"addressing_style": "path" if _custom_endpoint() else "auto"},
             retries={"total_max_attempts": 1},  # _call retries, the reading of the body included
             connect_timeout=min(10, TIMEOUT_SECONDS),
             read_timeout=TIMEOUT_SECONDS,

@@ -126,13 +126,23 @@ def list_items(uri: str) -> Listing:
 
 
 def read_picture(uri: str, location: str) -> bytes:
-    """A file under a folder or s3:// prefix; ``BrokenInput`` if it is not there or not readable."""
+    """A file under a folder or s3:// prefix.
+
+    Raises:
+        BrokenInput: it is not there or not readable.
+        StorageError: storage failed in another way, which does not tell anything of the file.
+    """
+    store = storage.open_store(uri)
     try:
-        return storage.open_store(uri).read(location)
+        return store.read(location)
     except StorageError:
         raise
     except OSError as error:
-        raise BrokenInput(f"cannot be read: {error.strerror or 'not found'}") from error
+        if storage.lasting(error):
+            raise BrokenInput(f"cannot be read: {error.strerror or 'not found'}") from error
+        raise StorageError(
+            f"{store.locate(location)}: cannot be read: {error.strerror}; the same command continues later"
+        ) from error
 
 
 def stem(path: str) -> str:
