@@ -18,6 +18,10 @@ class CorruptData(StorageError):
     """Bytes came back, but they are not those that were written (length or checksum differ)."""
 
 
+class Unreadable(CorruptData):
+    """Storage does not give out what it holds: it may be lost, or only be out of reach for a while."""
+
+
 class Diverged(ArithmeticError):
     """A loss is no longer a number."""
 

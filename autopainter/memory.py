@@ -37,7 +37,11 @@ log = logging.getLogger(__name__)
 Kind = Literal["gpu", "host"]
 
 _RECOMPUTE: tuple[Recompute, ...] = typing.get_args(Recompute)  # each takes less memory than the one before
-_ALLOCATION_FAILED = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory", re.IGNORECASE)
+_ALLOCATION_FAILED = re.compile(
+    r"out of memory|ALLOC(ATION)?_FAILED|can't allocate memory|not enough memory", re.IGNORECASE
+)
+# What cuDNN and cuBLAS say when there is no room for their own: a GPU without the kernels is refused at the start.
+_NO_WORKSPACE = re.compile(r"unable to find an engine to execute|CUBLAS_STATUS_NOT_INITIALIZED")
 _HOST_LEVELS = 6  # after so many halvings everything is at its least
 _HOST_KNOBS = {"prefetch_batches": 1, "fetch_ahead_batches": 0, "fetch_threads": 1, "decode_threads": 1}  # and that
 
@@ -73,6 +77,8 @@ def ran_out(error: BaseException) -> Kind | None:
         return "gpu"
     if isinstance(error, MemoryError):
         return "host"
+    if isinstance(error, RuntimeError) and _NO_WORKSPACE.search(str(error)):
+        return "gpu"
     if isinstance(error, RuntimeError) and _ALLOCATION_FAILED.search(str(error)):
         return "gpu" if re.search(r"\bcu[A-Z]|CUDA|CUBLAS|CUDNN", str(error)) else "host"
     return None
@@ -172,9 +178,16 @@ def _host_origin(config: Config, world: int) -> dict[str, Any]:
 
 
 def note_host(run: Store, config: Config, world: int, reason: str) -> None:
-    """Record that the host's memory was too small, and give up some of what is left to give up."""
+    """Record that the host's memory was too small, and give up some of what is left to give up.
+
+    If storage does not take part, that is a warning: the failure itself is what has to be dealt with.
+    """
     origin = _host_origin(config, world)
-    level = len(_records(run, "host", origin)) + 1
+    try:
+        level = len(_records(run, "host", origin)) + 1
+    except (OSError, UserError) as error:
+        log.warning("%s; that could not be recorded, the next start will meet the same end: %s", reason, error)
+        return
     if level <= _HOST_LEVELS:
         change = {"level": level, "reason": reason}
         _step_down(run, "host", origin, change, f": level {level}, fewer batches ahead and threads ({reason})")

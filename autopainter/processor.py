@@ -1,9 +1,12 @@
-"""What the processor is fast at."""
+"""What processors and GPUs compute in."""
 
 from pathlib import Path
 from typing import Literal
 
 _BFLOAT16_UNITS = {"amx_bf16", "avx512_bf16"}  # flags of x86
+
+BFLOAT16_CAPABILITY = (8, 0)
+"""Compute capability from which on GPUs have kernels of bfloat16: Ampere's."""
 
 
 def fast_precision(described: Path = Path("/proc/cpuinfo")) -> Literal["bfloat16", "float32"]:

@@ -12,7 +12,7 @@ from autopainter import checkpoint, parallel, storage
 from autopainter.config import Config, restore
 from autopainter.data import manifest as manifests
 from autopainter.data.manifest import Manifest
-from autopainter.errors import CorruptData, UserError
+from autopainter.errors import CorruptData, Unreadable, UserError
 from autopainter.storage import Store
 from autopainter.trainer import Trainer
 
@@ -125,7 +125,9 @@ def _first_good(run: Store, steps: Iterable[int]) -> checkpoint.Checkpoint:
             return checkpoint.verify(run, step)
         except CorruptData as error:
             log.warning("checkpoint of step %d is damaged and is passed over: %s", step, error)
-            problem = error
+            problem = problem if isinstance(problem, Unreadable) else error
+    if isinstance(problem, Unreadable):
+        raise problem
     raise UserError(f"train.init_from: no checkpoint is undamaged: {problem}")
 
 

@@ -23,6 +23,21 @@ def check(uri: str) -> str:
     return uri
 
 
+def place(uri: str) -> str:
+    """Return a URI that names a place: what a variable without a value left of one would be a folder somewhere else.
+
+    Raises:
+        ValueError: it names none, or as ``check``.
+    """
+    if not uri.strip():
+        raise ValueError("must not be empty; write a path or s3://BUCKET/KEY")
+    if re.fullmatch(r"s3:/*|s3:///.*", uri):
+        raise ValueError(f"{uri!r} names no bucket; write s3://BUCKET/KEY")
+    if uri.startswith("~"):
+        raise ValueError(f"{uri!r}: only a shell knows whose home that is; write the whole path")
+    return check(uri)
+
+
 def split(uri: str) -> tuple[str, str]:
     """Split an object's URI into its folder's URI and its name: ``s3://b/p/x.json`` -> (``s3://b/p``, ``x.json``)."""
     folder, _, name = uri.rpartition("/")

@@ -48,6 +48,18 @@ def connect(needed_cpus: float) -> None:
         log.warning("%g CPU cores are needed and the cluster has %g: waiting until it has more", needed_cpus, there)
 
 
+def on_gpus(wanted: bool | None, workers: int) -> bool:
+    """Whether each worker gets a GPU: as ``cluster.gpus`` says, else if the cluster has any now.
+
+    To be asked once: a run on GPUs waits for those of a lost node, instead of going on many times as slowly on CPUs.
+    """
+    there = ray.cluster_resources().get("GPU", 0)
+    gpus = there > 0 if wanted is None else wanted
+    if gpus and workers > there:
+        log.warning("%d GPUs are needed and the cluster has %g: waiting until it has more", workers, there)
+    return gpus
+
+
 def _try(address: str) -> str:
     """Connect to HOST:PORT, because Ray itself tries for minutes before it says that nobody is there.
 

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 60.0
+_DOUBLINGS = 10  # of the wait; many more would be no number any more
 _CAUSES_SHOWN = 3
 
 
@@ -53,10 +54,14 @@ def run(config: Config, log_format: logs.Format = "text") -> int:
     forward_as(log_format)
     cluster.connect(config.cluster.workers * config.cluster.cpus_per_worker)
     log_as(log_format)
+    gpus = cluster.on_gpus(config.cluster.gpus, config.cluster.workers)
+    log.info("workers train on %s", "GPUs" if gpus else "CPUs")
     stop = threading.Event()
     # After connecting, because Ray sets a handler of signals of its own.
     with stop_signals(stop.set) as signals, training_progress() as show:
-        if (code := _supervise(config, store, stop, lambda: group.run(config, stop, show, log_format))) is not None:
+        if (
+            code := _supervise(config, store, stop, lambda: group.run(config, gpus, stop, show, log_format))
+        ) is not None:
             return code
     log.info("stopped at the checkpoint of step %s; the same command continues", _saved_step(store))
     return signals.exit_code
@@ -83,7 +88,7 @@ def _supervise(config: Config, store: Store, stop: threading.Event, run_group: C
             if why in ("finished", "stopped"):
                 return 0 if why == "finished" else None
             cause = "a node that runs a worker is taken away"
-            log.warning("%s: moving to what is left or comes instead", cause)
+            log.warning("%s: restarting on the remaining or replacement nodes", cause)
         saved = _saved_step(store)
         # Compared with the last step that storage told: a storage that is away now and then is no progress.
         causes = [*causes, cause] if saved in (None, known) else []
@@ -94,7 +99,7 @@ def _supervise(config: Config, store: Store, stop: threading.Event, run_group: C
                 len(causes), " | ".join(causes[-_CAUSES_SHOWN:]),
             )  # fmt: skip
             return 1
-        wait = min(_FIRST_WAIT_SECONDS * 2 ** len(causes), _LONGEST_WAIT_SECONDS)
+        wait = min(_FIRST_WAIT_SECONDS * 2 ** min(len(causes), _DOUBLINGS), _LONGEST_WAIT_SECONDS)
         log.warning("starting again in %.0f s from the newest checkpoint (step %s)", wait, saved)
         stop.wait(wait)
     return None

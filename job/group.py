@@ -32,9 +32,16 @@ _WORKER_ENVIRONMENT = {
 
 
 def run(
-    config: Config, stop: threading.Event, show: Callable[[TrainingProgress], None], log_format: logs.Format
+    config: Config,
+    gpus: bool,
+    stop: threading.Event,
+    show: Callable[[TrainingProgress], None],
+    log_format: logs.Format,
 ) -> str:
     """Start a group and wait for its end, which ``stop`` asks for; why it ended, as ``loop.Ended.why``.
+
+    Args:
+        gpus: whether each worker has a GPU; if so, it waits until there are enough.
 
     Raises:
         TrainingFailedError, RayError: it failed.
@@ -46,7 +53,7 @@ def run(
     notes = ScratchFolder("ray")
     try:
         parameters = {"config": config.model_dump(mode="json"), "link": link, "log_format": log_format}
-        trainer = _trainer(config, parameters, str(notes.path))
+        trainer = _trainer(config, gpus, parameters, str(notes.path))
         ended: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
         def fit() -> None:
@@ -113,9 +120,8 @@ def _end(link: Any, ended: "concurrent.futures.Future[Any]", seconds: float) -> 
     return ended.done()
 
 
-def _trainer(config: Config, parameters: dict[str, Any], notes: str) -> LeanTrainer:
+def _trainer(config: Config, gpus: bool, parameters: dict[str, Any], notes: str) -> LeanTrainer:
     wanted = config.cluster
-    gpus = wanted.gpus if wanted.gpus is not None else ray.cluster_resources().get("GPU", 0) >= wanted.workers
     return LeanTrainer(
         train_worker,  # type: ignore[arg-type]  # it may return a value
         train_loop_config=parameters,

@@ -167,9 +167,10 @@ VARIANTS = {
 
 def settings_of(variant: Variant, options: argparse.Namespace, features: Mapping[str, str]) -> Config:
     """The configuration of a variant."""
+    coupled = variant.settings.get("model.norm") == "batch"  # it goes with no microbatch
     fields = {
         "data.image_size": options.size, "train.global_batch": options.batch or options.microbatch,
-        "train.microbatch": options.microbatch, **features, **variant.settings,
+        "train.microbatch": "" if coupled else options.microbatch, **features, **variant.settings,
     }  # fmt: skip
     return bench_config(fields, options.set)
 

@@ -6,6 +6,7 @@ Everything it makes is in one folder; it leaves no process behind unless --keep-
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -20,7 +21,7 @@ from processes import child_env, free_ports, stop_recorded
 from services import RayCluster, SeaweedFS, TensorBoard
 
 from autopainter.cgroup import Groups
-from autopainter.processor import fast_precision
+from autopainter.processor import BFLOAT16_CAPABILITY, fast_precision
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = Path("job/configs/quickstart.yaml")
@@ -101,9 +102,13 @@ def main_job(folder: Path, size: int, steps: int | None, keep_running: bool, sta
 def _hardware_settings() -> dict[str, str]:
     """A worker for each GPU, else two on the CPU; bfloat16 where the hardware multiplies in it."""
     if shutil.which("nvidia-smi"):
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-        if gpus := listed.stdout.count("GPU "):
-            return {"cluster.workers": str(max(workers for workers in (1, 2, 4, 8) if workers <= gpus))}
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], capture_output=True, text=True
+        )
+        if gpus := [(int(major), int(minor)) for major, minor in re.findall(r"(\d+)\.(\d+)", listed.stdout)]:
+            workers = max(workers for workers in (1, 2, 4, 8) if workers <= len(gpus))
+            precision = "bfloat16" if min(gpus) >= BFLOAT16_CAPABILITY else "float32"
+            return {"cluster.workers": str(workers), "train.precision": precision}
     return {"cluster.workers": str(CPU_WORKERS), "train.precision": fast_precision()}
 
 

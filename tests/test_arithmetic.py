@@ -1,4 +1,4 @@
-"""How many threads a process computes with. Run: pytest tests/test_arithmetic.py"""
+"""How many threads a process computes with, and which GPUs it refuses. Run: pytest tests/test_arithmetic.py"""
 
 import os
 import subprocess
@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from autopainter import arithmetic
 from autopainter.cgroup import Groups
+from autopainter.config import load
+from autopainter.errors import UserError
 
 PROGRAM = """
 import os, sys, torch
@@ -40,3 +44,23 @@ def test_threads_are_a_share_of_the_usable_cores(
     command = [sys.executable, "-c", PROGRAM, bound, *config, *settings]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.stdout == f"{threads}\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "refused"),
+    [((7, 5), "bfloat16", True), ((7, 5), "float32", False), ((8, 0), "bfloat16", False), ((12, 0), "bfloat16", False)],
+)
+def test_a_gpu_without_bfloat16_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], precision: str, refused: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    fields = ["run.storage=s", "run.name=a", "data.manifest=none", "loss.feature_weight=0", "train.steps=1"]
+    config = load(None, [*fields, f"train.precision={precision}"], {})
+    if refused:
+        with pytest.raises(UserError, match=r"train.precision: bfloat16, but Tesla T4 .* set train.precision=float32"):
+            arithmetic.prepare(config, torch.device("cuda", 0))
+    else:
+        arithmetic.prepare(config, torch.device("cuda", 0))

@@ -5,6 +5,7 @@ bytes are folders with one method changed. A process is killed here inside an up
 Run: pytest tests/test_checkpoint.py
 """
 
+import errno
 import http.server
 import json
 import logging
@@ -22,7 +23,7 @@ from waiting import PATIENCE_SECONDS
 from autopainter import checkpoint
 from autopainter.checkpoint import CheckpointWriter, Retention, begin_attempt
 from autopainter.checkpoint import files as stored
-from autopainter.errors import CorruptData, StorageError, Superseded, UserError
+from autopainter.errors import CorruptData, StorageError, Superseded, Unreadable, UserError
 from autopainter.storage import LocalStore, open_store
 from autopainter.storage.s3 import shared_client
 
@@ -170,6 +171,22 @@ def test_tensors_may_change_as_soon_as_save_returns(tmp_path):
     assert_found(store, 4)
 
 
+def test_why_a_save_failed_is_known_until_one_succeeds(store):
+    """Whoever saves at each step looks only while a save runs."""
+    seen, writer = [], CheckpointWriter(store, 1, Retention(9), META)
+
+    def fail():
+        seen.append(writer.error)
+        raise StorageError("503 SlowDown")
+
+    writer.save(4, tensors(4), before_commit=fail)
+    writer.save(5, tensors(5), before_commit=fail)
+    writer.save(6, tensors(6), before_commit=lambda: seen.append(writer.error))
+    writer.wait()
+    assert [str(error) for error in seen] == ["None", "503 SlowDown", "503 SlowDown"]
+    assert writer.error is None
+
+
 # Damage
 
 
@@ -242,6 +259,56 @@ def test_another_format_is_refused(store, field):
     assert len(str(caught.value).splitlines()) == 1
 
 
+class BadSectors(LocalStore):
+    """A folder on a disk that does not give out what it has of some steps now: all, or all but the commits."""
+
+    def __init__(self, uri, what, *steps):
+        super().__init__(uri)
+        self.bad = {key for step in steps for key in of(step) if what == "all" or not key.endswith(".json")}
+
+    def read(self, key):
+        if key in self.bad:
+            raise OSError(errno.EIO, "Input/output error", key)
+        return super().read(key)
+
+    def write(self, key, data):
+        super().write(key, data)
+        self.bad.discard(key)  # on other sectors
+
+
+@pytest.mark.parametrize("what", ["all", "files"])
+def test_what_cannot_be_read_is_passed_over_and_left_alone(folder, caplog, what):
+    for step in (2, 4, 6, 8):
+        save(folder, step)
+    store = BadSectors(folder.uri, what, 4, 8)
+    assert_found(store, 6)
+    assert "step 8 is damaged and is passed over" in caplog.text
+    assert "cannot be read: Input/output error" in caplog.text
+    save(folder, 1)
+    save(store, 7, attempt=2, keep=3)
+    assert files(store) == of(2) | of(4) | of(6) | of(7, 2) | of(8)  # it may be the cable, and not the disk
+    plan = Retention(2).pruning(store)
+    assert (plan.kept, plan.spared) == ([6, 7], [4, 8] if what == "all" else [8])
+    assert_found(folder, 8)
+
+
+@pytest.mark.parametrize("what", ["all", "files"])
+def test_a_run_of_which_nothing_can_be_read_does_not_begin_anew(folder, what):
+    save(folder, 2)
+    save(folder, 4)
+    with pytest.raises(Unreadable, match=f"{2:08d}"):
+        checkpoint.newest(BadSectors(folder.uri, what, 2, 4))
+
+
+@pytest.mark.parametrize("what", ["all", "files"])
+def test_what_cannot_be_read_is_replaced_by_the_same_step(folder, what):
+    """It may be the last step, without which a run never finishes."""
+    save(folder, 4)
+    store = BadSectors(folder.uri, what, 4)
+    assert save(store, 4, attempt=2).error is None
+    assert_found(store, 4, attempt=2)
+
+
 # Pruning
 
 
@@ -275,6 +342,20 @@ def test_a_later_checkpoint_that_did_not_verify_is_deleted(store):
     save(store, 4, attempt=2, keep=2)
     assert files(store) == of(2, 1) | of(4, 2)
     assert_found(store, 4, attempt=2)
+
+
+def test_later_checkpoints_that_a_run_did_not_see_are_deleted_only_if_they_are_damaged(store, caplog):
+    """A listing that left them out makes a run begin too early; it must not cost all that was trained."""
+    for step in (6, 8, 10):
+        save(store, step, attempt=1)
+    damage(store, f"checkpoints/{10:08d}/000001/state.safetensors", "one bit")
+    writer = CheckpointWriter(store, 2, Retention(2), META)
+    for step in (1, 2, 3):
+        writer.save(step, tensors(step))
+    writer.wait()
+    assert files(store) == of(2, 2) | of(3, 2) | of(6) | of(8)
+    assert caplog.text.count("is good, but this start did not see it") == 2
+    assert_found(store, 8)
 
 
 @pytest.mark.parametrize("what", ["files", "commit"])

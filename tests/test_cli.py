@@ -14,6 +14,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+import torch
 from conftest import ROOT
 from services import SeaweedFS
 from waiting import PATIENCE_SECONDS
@@ -182,6 +183,18 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert said in errors
     assert len(errors.splitlines()) == 1
     assert "wrong-secret" not in errors
+    assert objects(runs_uri) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has GPUs")
+def test_gpus_that_are_wanted_where_there_are_none_are_one_line_and_exit_code_2(
+    config_file: Path, small_settings: list[str], runs_uri: str
+) -> None:
+    settings = sets([*small_settings, "cluster.gpus=true"])
+    done = call([*AUTOPAINTER, "train", "--config", str(config_file), *settings])
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert "cluster.gpus: true, but torch finds no GPU here" in line
     assert objects(runs_uri) == []
 
 

@@ -142,6 +142,19 @@ def test_a_configuration_does_not_change(file):
         ("train.steps.more=5", ["train.steps", "section"]),
         ("model.dropout={a: 1}", ["model.dropout", "number"]),
         ("train.steps", ["train.steps", "FIELD=VALUE"]),
+        ("train.steps=2024-99-99", ["train.steps", "integer", "'2024-99-99'"]),
+        ("train.seed=!!float x", ["train.seed", "integer", "'!!float x'"]),
+        ("train=&a {b: *a}", ["train", "dictionary", "'&a {b: *a}'"]),
+        ("train={a: {1: 2}}", ["train.a", "unknown"]),
+        ("run.storage=s3://", ["run.storage", "'s3://' names no bucket", "s3://BUCKET/KEY"]),  # s3://$UNSET
+        ("run.storage=s3:///runs", ["run.storage", "'s3:///runs' names no bucket"]),
+        ("run.storage= ", ["run.storage", "must not be empty"]),
+        ("run.storage=~/runs", ["run.storage", "'~/runs'", "the whole path"]),
+        ("data.manifest=s3://", ["data.manifest", "names no bucket"]),
+        ("data.manifest=~/manifest.json", ["data.manifest", "the whole path"]),
+        ("data.cache=~/cache", ["data.cache", "the whole path"]),
+        ("loss.vgg_weights=s3:///", ["loss.vgg_weights", "names no bucket"]),
+        ("train.init_from=s3://@3", ["train.init_from", "names no bucket"]),
     ],
 )
 def test_a_wrong_field_or_value_is_named(file, text, words):
@@ -218,6 +231,10 @@ def test_a_feature_loss_without_weights_is_impossible(file):
         (b"train: 0\n", "train"),
         (b"train:\n  on: 3\n", "train"),  # a truth value in YAML 1.1, as y, n, no and off
         (b"1: 2\n", "1"),
+        (b"run: {name: 2026-31-12}", "not YAML: month must be in 1..12; write text that looks like a date"),
+        (b"train: {steps: !!float x}", "not YAML: could not convert string to float: 'x'"),
+        (b"train: &a {b: *a}", "not YAML: an alias in it stands for itself"),
+        (b"train: {a: {1: 2}}", "train.a"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_named(tmp_path, content, words):
@@ -256,6 +273,22 @@ def test_a_batch_that_cannot_be_shared_names_the_nearest_that_can(file, batch, m
 def test_a_batch_that_can_be_shared_is_taken(file, batch, microbatch, world):
     train = {"steps": 1, "global_batch": batch, "microbatch": microbatch}
     load(file(train=train), environment={}).check_world(world, "the number of workers")
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["train.microbatch=16"], ["train.microbatch: 16", "leave it out"]),
+        (["train.activation_checkpointing=outer"], ["train.activation_checkpointing: outer", "set it to none"]),
+        (["cluster.workers=2", "cluster.gpus=false"], ["cluster.workers: 2", "GPUs only", "set it to 1"]),
+    ],
+)
+def test_batch_norm_goes_with_nothing_that_would_change_its_statistics(file, texts, words):
+    load(file(), texts, {})
+    message = refusal(file(), ["model.norm=batch", *texts])
+    for word in [*words, "model.norm instance or group"]:
+        assert word in message
+    load(file(), ["model.norm=batch", "cluster.workers=2"], {})
 
 
 # What identifies a run

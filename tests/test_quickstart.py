@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+import quickstart as script
 from conftest import ROOT
 from waiting import PATIENCE_SECONDS, until
 
@@ -26,6 +27,25 @@ def quickstart(folder: Path, *options: str) -> subprocess.Popen[str]:
         [sys.executable, "scripts/quickstart.py", "--folder", str(folder), "--size", "32", *options],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answer", "settings"),
+    [
+        ("9.0\n" * 5, {"cluster.workers": "4", "train.precision": "bfloat16"}),
+        ("8.0\n7.5\n", {"cluster.workers": "2", "train.precision": "float32"}),
+        ("No devices were found\n", {"cluster.workers": "2", "train.precision": fast_precision()}),
+    ],
+)
+def test_it_trains_on_the_gpus_in_a_precision_that_all_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, settings: dict[str, str]
+) -> None:
+    (tmp_path / "answer").write_text(answer)
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert script._hardware_settings() == settings
 
 
 def processes(marker: str) -> list[str]:

@@ -4,14 +4,14 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import safetensors.torch
 import torch
 
-from autopainter.errors import CorruptData, UserError
+from autopainter.errors import CorruptData, Unreadable, UserError, one_line
 from autopainter.storage import Store
 
 log = logging.getLogger(__name__)
@@ -80,12 +80,12 @@ def read(run: Store, step: int) -> Checkpoint:
     """Read a commit.
 
     Raises:
-        CorruptData: it is damaged.
+        CorruptData: it is damaged; ``Unreadable`` if storage does not give it out.
         UserError: it is of another format version.
     """
     key = commit_key(step)
+    data = _get(run, key, lambda: run.read(key))
     try:
-        data = run.read(key)
         document = json.loads(data)["commit"]
         if _encode(document) != data or document["step"] != step:
             raise ValueError("its checksum is wrong")
@@ -95,7 +95,7 @@ def read(run: Store, step: int) -> Checkpoint:
         return Checkpoint(**document)
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CorruptData(f"{run.locate(key)}: damaged: {error}") from None
 
 
@@ -115,11 +115,8 @@ def _load_file(run: Store, checkpoint: Checkpoint, name: str) -> Tensors:
 
 
 def read_file(run: Store, entry: Mapping[str, Any]) -> bytes:
-    """A file's bytes; ``CorruptData`` if they are not those that ``entry`` describes."""
-    try:
-        data = run.read_large(entry["key"], entry["bytes"])
-    except FileNotFoundError:
-        raise CorruptData(f"{run.locate(entry['key'])}: missing") from None
+    """A file's bytes; ``CorruptData`` if they are not those that ``entry`` describes, or storage does not give them."""
+    data = _get(run, entry["key"], lambda: run.read_large(entry["key"], entry["bytes"]))
     actual = hashlib.sha256(data).hexdigest()
     if actual != entry["sha256"]:
         raise CorruptData(
@@ -127,6 +124,17 @@ def read_file(run: Store, entry: Mapping[str, Any]) -> bytes:
             f" with sha256 {entry['sha256']} were written"
         )
     return data
+
+
+def _get(run: Store, key: str, read: Callable[[], bytes]) -> bytes:
+    try:
+        return read()
+    except FileNotFoundError:
+        raise CorruptData(f"{run.locate(key)}: missing") from None
+    except CorruptData:
+        raise
+    except OSError as error:  # a bad sector, or storage that fails after all retries
+        raise Unreadable(f"{run.locate(key)}: cannot be read: {error.strerror or one_line(error)}") from None
 
 
 def verify(run: Store, step: int) -> Checkpoint:
@@ -144,7 +152,11 @@ def newest(run: Store, at_most: int | None = None) -> tuple[Checkpoint, Tensors]
 
     Args:
         at_most: the latest step that will do; none: any.
+
+    Raises:
+        Unreadable: none is good, and one cannot be read: nobody shall begin anew beside a state that may be whole.
     """
+    unreadable: Unreadable | None = None
     for step in reversed(steps(run)):
         if at_most is not None and step > at_most:
             continue
@@ -153,4 +165,7 @@ def newest(run: Store, at_most: int | None = None) -> tuple[Checkpoint, Tensors]
             return checkpoint, load_state(run, checkpoint)
         except CorruptData as error:
             log.warning("checkpoint of step %d is damaged and is passed over: %s", step, error)
+            unreadable = error if isinstance(error, Unreadable) else unreadable
+    if unreadable:
+        raise unreadable
     return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from autopainter.checkpoint import files
 from autopainter.checkpoint.attempts import latest_attempt
 from autopainter.checkpoint.files import Checkpoint
-from autopainter.errors import CorruptData
+from autopainter.errors import CorruptData, Unreadable
 from autopainter.storage import Store, StoredObject
 
 log = logging.getLogger(__name__)
@@ -28,11 +28,13 @@ class Survey:
         entries: all objects in their folder.
         committed: those whose commit can be read, by step, in rising order.
         damaged: why a checkpoint is not what was written, by step; sizes are looked at, the bytes are not read.
+        unreadable: those of the damaged ones that storage does not give out: they may still be good.
     """
 
     entries: list[StoredObject]
     committed: dict[int, Checkpoint]
     damaged: dict[int, str]
+    unreadable: set[int] = field(default_factory=set)
 
     @property
     def steps(self) -> list[int]:
@@ -44,6 +46,12 @@ class Survey:
         found = [self.committed[step] for step in steps if step in self.committed]
         named = {entry["key"] for saved in found for entry in saved.files.values()}
         return named | {files.commit_key(step) for step in steps}
+
+    def note(self, step: int, error: CorruptData) -> None:
+        """Note why a checkpoint is not good."""
+        self.damaged[step] = str(error)
+        if isinstance(error, Unreadable):
+            self.unreadable.add(step)
 
 
 def survey(run: Store) -> Survey:
@@ -59,7 +67,7 @@ def survey(run: Store) -> Survey:
             found.committed[step] = saved = files.read(run, step)
         except CorruptData as error:
             if not is_gone(run, step):
-                found.damaged[step] = str(error)
+                found.note(step, error)
             continue
         for entry in saved.files.values():
             if sizes.get(entry["key"]) != entry["bytes"]:
@@ -91,7 +99,8 @@ class Pruning:
         found: what the run has.
         kept: steps that are kept, in rising order.
         unwanted: what may be deleted.
-        spared: damaged steps after the newest good one: the latest attempt may be replacing them.
+        spared: damaged steps after the newest good one: the latest attempt may be replacing them; and what cannot be
+            read, which may be good.
         before: attempt and step before which nobody writes any more.
     """
 
@@ -137,8 +146,8 @@ class Retention:
         """Delete all but what is kept, and what is uncommitted of this attempt and those before it.
 
         Called by the attempt that writes, while it writes nothing. Nothing happens if a later attempt has begun.
-        Commits of a later step than ``saved_step`` go: they belong to checkpoints that did not verify when the run was
-        resumed.
+        Checkpoints of a later step than ``saved_step`` go if they are damaged, as they were when the run was resumed.
+        Good ones stay, and what cannot be read: storage may have hidden them then, and they are the run's progress.
 
         Raises:
             CorruptData: the checkpoint of ``saved_step`` is not good; nothing is deleted.
@@ -147,15 +156,23 @@ class Retention:
         kept = self.kept(run, found, saved_step)
         if saved_step not in kept:
             raise CorruptData(found.damaged.get(saved_step, f"{run.locate(files.commit_key(saved_step))}: missing"))
-        wanted = found.keys(kept)
+        known = set(self.verified)
+        later = [step for step in found.steps if step > saved_step and self._is_good(run, found, step)]
+        for step in sorted(set(later) - known):
+            log.warning(
+                "checkpoint of step %d is good, but this start did not see it: the next one goes on there", step
+            )
+        wanted = found.keys([*kept, *later])
         # After the listing: an attempt that begins from now on writes nothing that is in it.
         if latest_attempt(run) > attempt:
             return
         for step, reason in found.damaged.items():
-            log.warning("checkpoint of step %d is damaged and is deleted: %s", step, reason)
+            what_then = "cannot be read and is left alone" if step in found.unreadable else "is damaged and is deleted"
+            log.warning("checkpoint of step %d %s: %s", step, what_then, reason)
         after = attempt + 1, 0
-        keys = (entry.key for entry in found.entries)
-        _delete(run, (key for key in keys if key not in wanted and (_COMMIT.fullmatch(key) or _is_before(key, after))))
+        keys = [entry.key for entry in found.entries if entry.key not in wanted]
+        keys = [key for key in keys if step_of(key) not in found.unreadable]
+        _delete(run, (key for key in keys if _COMMIT.fullmatch(key) or _is_before(key, after)))
         run.abort_uploads(FOLDER, lambda key: _is_before(key, after))
 
     def kept(self, run: Store, found: Survey, at_most: int | None = None) -> list[int]:
@@ -184,7 +201,7 @@ class Retention:
         # The steps of an attempt rise. It is its own newest that counts: it may have passed over another's later one.
         own = [step for step, saved in found.committed.items() if saved.attempt == latest]
         before = latest, max(own, default=0)
-        spared = sorted(step for step in found.damaged if step > max(kept))
+        spared = sorted(step for step in found.damaged if step > max(kept) or step in found.unreadable)
         going = found.keys([step for step in found.steps if step not in (*kept, *spared)])
         left = found.keys(kept)
         unwanted = [
@@ -206,7 +223,7 @@ class Retention:
                 if is_gone(run, step):
                     del found.committed[step]
                 else:
-                    found.damaged[step] = str(error)
+                    found.note(step, error)
                 return False
             self.verified.add(step)
         return True

@@ -35,7 +35,7 @@ class CheckpointWriter:
         report: called in the writing thread after each save with its step, its seconds, and the error if it failed.
 
     Attributes:
-        error: why the last save failed, None if it did not.
+        error: why the last save that has ended failed, None if it did not.
         saved: the last checkpoint that was committed, None before the first.
         saved_at: ``time.monotonic()`` of that, or of the writer's making.
     """
@@ -105,7 +105,6 @@ class CheckpointWriter:
 
     def _write(self, step: int, state: Tensors, score: float | None, before_commit: Callable[[], None]) -> None:
         began = time.perf_counter()
-        self.error = None
         try:
             self.saved = self._commit(step, state, score, before_commit)
         except Exception as error:  # nobody else would hear of it in this thread
@@ -113,6 +112,7 @@ class CheckpointWriter:
             goes_on = "" if isinstance(error, Superseded) else ", training goes on"
             log.warning("checkpoint of step %d could not be saved%s: %s", step, goes_on, error)
         else:
+            self.error = None  # not before: whoever looks while a save runs shall hear of the one before
             self.saved_at = time.monotonic()
             self.retention.verified.add(step)
             try:
@@ -132,7 +132,11 @@ class CheckpointWriter:
         self._check_fence()
         checkpoint = Checkpoint(step, self.attempt, written, self.meta, score, time.time())
         key, data = files.commit_key(step), files.encode(checkpoint)
-        if not self.run.create(key, data):
+        try:
+            created = self.run.create(key, data)
+        except OSError:  # what is there cannot be read; or storage fails, as it will then below
+            created = False
+        if not created:
             # Either a checkpoint of this step did not verify when the run was resumed, and this one replaces it; or
             # a later attempt has begun since the fence was looked at, and committed the step.
             self._check_fence()

@@ -213,7 +213,8 @@ def _print(plan: "Pruning", uploads: list[str], deleted: str) -> None:
     if uploads:
         click.echo(f"{len(uploads)} unfinished uploads: {deleted}")
     for step in plan.spared:
-        click.echo(f"step {step}: DAMAGED, but the run may be replacing it; left alone: {plan.found.damaged[step]}")
+        why = "which may pass" if step in plan.found.unreadable else "but the run may be replacing it"
+        click.echo(f"step {step}: DAMAGED, {why}; left alone: {plan.found.damaged[step]}")
     freed = sum(entry.bytes for entry in plan.unwanted)
     click.echo(f"kept: {_joined(plan.kept)}; {deleted}: {freed / 1e6:.1f} MB")
 

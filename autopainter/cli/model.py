@@ -85,6 +85,10 @@ def train(start: Start) -> int:
     from autopainter.progress import training_progress
 
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if config.cluster.gpus and not torch.cuda.is_available():
+        raise UserError(
+            "cluster.gpus: true, but torch finds no GPU here ('autopainter doctor' says why); set it to false"
+        )
     cuda = torch.cuda.is_available() and config.cluster.gpus is not False
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if os.environ.get("RANK", "0") == "0":

@@ -65,10 +65,10 @@ def restore(document: Mapping[str, Any], origin: str) -> Config:
 
 def _read_file(path: str | Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        tree = _parse(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected sections such as 'train:', got {type(tree).__name__}")
@@ -79,6 +79,25 @@ def _read_file(path: str | Path) -> dict[str, Any]:
     return {name: {} if section is None else section for name, section in tree.items()}
 
 
+def _parse(text: str) -> Any:
+    """Read YAML.
+
+    Raises:
+        ValueError: it is none, or holds what only looks like a value, such as a date without such a day.
+    """
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(one_line(error)) from None
+    except Exception as error:  # PyYAML lets through whatever its constructors of numbers and dates raise
+        raise ValueError(f"{one_line(error)}; write text that looks like a date or a number in quotes") from None
+    try:
+        flatten({"": tree})
+    except RecursionError:
+        raise ValueError("an alias in it stands for itself") from None
+    return tree
+
+
 def _assign(tree: dict[str, Any], field: str, place: str, text: str) -> None:
     *sections, name = field.split(".")
     for section in sections:
@@ -87,8 +106,8 @@ def _assign(tree: dict[str, Any], field: str, place: str, text: str) -> None:
             raise UserError(f"{place}: {field}: {section} is a value, not a section")
     tree[name] = text
     if field not in _text_fields() or text in ("", "null", "~"):
-        with contextlib.suppress(yaml.YAMLError):
-            tree[name] = yaml.safe_load(text)
+        with contextlib.suppress(ValueError):  # then it is text, which is wrong for the field or not
+            tree[name] = _parse(text)
 
 
 def _explain(error: pydantic.ValidationError, origins: Sequence[tuple[str, str]]) -> str:

@@ -10,7 +10,7 @@ import yaml
 from autopainter import uri
 from autopainter.errors import UserError
 
-Uri = Annotated[str, pydantic.AfterValidator(uri.check)]
+Uri = Annotated[str, pydantic.AfterValidator(uri.place)]
 FeatureLayer = Literal["relu2_2", "relu3_2", "relu4_3"]
 Norm = Literal["instance", "batch", "group"]
 Upsampling = Literal["transposed", "resize"]
@@ -73,7 +73,7 @@ class Data(Section):
     """Threads that fetch chunks, in each worker."""
     decode_threads: int = pydantic.Field(2, ge=1, le=64)
     """Threads that decode and augment samples, in each worker."""
-    cache: str | None = None
+    cache: Uri | None = None
     """Folder on a node's own disk where its workers keep the chunks that they fetched; none: nothing is kept."""
     cache_gib: float = pydantic.Field(50, gt=0)
     """Most that is kept there, in GiB; what is over it is fetched again in each epoch."""
@@ -122,7 +122,8 @@ class Model(Section):
     discriminator_width: int = pydantic.Field(64, ge=4, le=512)
     """Channels of the first PatchGAN layer."""
     norm: Norm = "instance"
-    """Normalisation; `batch` couples the samples of a microbatch, the others do not."""
+    """Normalisation; `batch` couples the samples that are computed at once, so it goes with neither microbatches nor
+    recomputation nor several workers on CPUs; the others do not."""
     dropout: float = pydantic.Field(0.5, ge=0, lt=1)
     """Dropout in the three innermost decoder blocks (pix2pix, arXiv 1611.07004, appendix 6.1)."""
     upsampling: Upsampling = "transposed"
@@ -187,7 +188,7 @@ def _run_and_step(text: str) -> str:
     run, at, step = text.rpartition("@")
     if at and not (run and step.isdigit()):
         raise ValueError(f"{step!r} is no step; write RUN or RUN@STEP, such as s3://autopainter/runs/name@1200")
-    uri.check(run or text)
+    uri.place(run or text)
     return text
 
 
@@ -260,7 +261,7 @@ class Telemetry(Section):
     """Port of the metrics endpoint that the first worker of each machine opens; 0: none."""
     prometheus_host: str = "0.0.0.0"
     """Address that the metrics endpoint listens on; 127.0.0.1 hides it from the network."""
-    metrics_folder: str | None = None
+    metrics_folder: Uri | None = None
     """Folder where the workers of a machine keep their metrics, for `autopainter metrics`; none: a temporary one."""
 
 
@@ -270,7 +271,7 @@ class Cluster(Section):
     workers: int = pydantic.Field(1, ge=1)
     """Worker processes: one a GPU, or any number on CPUs."""
     gpus: bool | None = None
-    """One GPU for each worker; none: where the cluster has any."""
+    """One GPU for each worker, which a run waits for; none: if the cluster has any when the run is started."""
     cpus_per_worker: float = pydantic.Field(1, gt=0)
     """CPU cores that Ray reserves for a worker."""
     max_failures: int = pydantic.Field(20, ge=0)
@@ -314,6 +315,8 @@ class Config(Section):
                 "model.norm: batch couples the samples whose gradients wgan-gp penalises one by one;"
                 " use instance or group"
             )
+        if self.model.norm == "batch":
+            self._check_batch_norm()
         for name, steps in (
             ("train.steps", self.train.steps),
             ("telemetry.log_every_steps", self.telemetry.log_every_steps),
@@ -331,6 +334,25 @@ class Config(Section):
                 " weight; set it, or leave loss.tv_growth at 1"
             )
         return self
+
+    def _check_batch_norm(self) -> None:
+        """Refuse what would change a result that it must not change."""
+        instead = "or use model.norm instance or group"
+        if self.train.microbatch:
+            raise ValueError(
+                f"train.microbatch: {self.train.microbatch}, but batch norm's statistics are those of the images that"
+                f" are computed at once; leave it out, {instead}"
+            )
+        if self.train.activation_checkpointing != "none":
+            raise ValueError(
+                f"train.activation_checkpointing: {self.train.activation_checkpointing} counts batch norm's statistics"
+                f" twice; set it to none, {instead}"
+            )
+        if self.cluster.workers > 1 and self.cluster.gpus is False:
+            raise ValueError(
+                f"cluster.workers: {self.cluster.workers} with cluster.gpus false, but batch norm is synchronised over"
+                f" workers on GPUs only; set it to 1, {instead}"
+            )
 
     def check_world(self, world: int, origin: str) -> None:
         """Check that the batch can be shared by ``world`` workers.
@@ -356,8 +378,6 @@ class Config(Section):
     def identity(self) -> dict[str, Any]:
         """The fields, by dotted name, that must stay as they are for a run to be continued."""
         fixed = set()
-        if self.model.norm == "batch":
-            fixed.add("train.microbatch")  # batch norm couples its samples
         if self.train.decay_from is not None:
             fixed.add("train.steps")  # the learning rate falls towards it
         return {
@@ -394,5 +414,5 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat.update(flatten(value, f"{prefix}{name}."))
         else:
-            flat[prefix + name] = value
+            flat[f"{prefix}{name}"] = value
     return flat

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from autopainter.config import Config
 from autopainter.doctor.findings import Finding, failed, gib, ok, one_line, skipped, warning
 from autopainter.doctor.limits import within
-from autopainter.processor import fast_precision
+from autopainter.processor import BFLOAT16_CAPABILITY, fast_precision
 
 if TYPE_CHECKING:  # a broken torch shall be a finding
     import torch
@@ -38,14 +38,15 @@ def check(config: Config | None, elsewhere: bool) -> Iterator[Finding]:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         usable = within(_SECONDS, lambda: torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    bfloat16 = config is not None and config.train.precision == "bfloat16" and not elsewhere
     if not usable:
         wanted = config is not None and config.cluster.gpus is True and not elsewhere
         yield _none(wanted, torch.version.cuda, " ".join(str(entry.message) for entry in said))
-        yield _processor(build, config is not None and config.train.precision == "bfloat16" and not elsewhere)
+        yield _processor(build, bfloat16)
         return
     yield ok("GPUs", f"{usable}, driver {driver()}, {build}")
     for number in range(usable):
-        yield _gpu(torch.device("cuda", number))
+        yield _gpu(torch.device("cuda", number), bfloat16)
 
 
 def driver() -> str:
@@ -79,7 +80,8 @@ def _none(wanted: bool, cuda: str | None, said: str) -> Finding:
     return skipped("GPUs", "none here")
 
 
-def _gpu(device: "torch.device") -> Finding:
+def _gpu(device: "torch.device", bfloat16: bool) -> Finding:
+    """A GPU; ``bfloat16``: a run is to train with it here."""
     import torch
 
     name = f"GPU {device.index}"
@@ -92,6 +94,9 @@ def _gpu(device: "torch.device") -> Finding:
     detail = f"{about.name}, {gib(total)}, {gib(free)} free"
     if not right:
         return failed(name, f"{detail}; a bf16 product is wrong", "leave this GPU out: its results cannot be trusted")
+    if bfloat16 and (about.major, about.minor) < BFLOAT16_CAPABILITY:
+        detail = f"{detail}; older than Ampere, without kernels of bfloat16, which train.precision is"
+        return failed(name, detail, "set train.precision to float32 for a new run, or leave this GPU out")
     if free < _LEAST_FREE * total:
         return warning(name, detail, "another process uses it (nvidia-smi); end it, or training gets what is left")
     return ok(name, f"{detail}; bf16 product right")

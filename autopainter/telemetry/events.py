@@ -4,11 +4,15 @@ Object stores cannot append, so each upload sends the whole file; writing straig
 flush. A file that has grown large is ended, and once it is uploaded nothing of it is kept here. Each start of a run
 begins with a file of its own and tells TensorBoard to drop what earlier files hold from that step on (``purge_step``),
 so the curves are continuous over a resume and no step is doubled.
+
+Events are no reason to stop: what cannot be written here, on a full disk say, is lost with one warning, and each upload
+tries to begin a new file.
 """
 
 import contextlib
 import functools
 import logging
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +35,8 @@ METRICS = ("validation/psnr", "validation/psnr_with_hints", "generator/loss", "d
 FILE_BYTES = 16 << 20
 """A file that has grown beyond this is followed by a new one."""
 
+_PROBE_BYTES = 1 << 16
+
 
 class EventWriter:
     """Scalars and pictures of one start of a run.
@@ -45,12 +51,15 @@ class EventWriter:
     def __init__(self, run: Store, attempt: int, start_step: int, upload_seconds: float) -> None:
         self._run = run
         self._prefix = f"{attempt:06d}."
-        self._folder = ScratchFolder("events")
+        self._folder: ScratchFolder | None = None
         self._files = 0
-        self._writer = self._open(purge_step=start_step + 1)
+        self._purge_step: int | None = start_step + 1  # for the first file
+        self._writer: SummaryWriter | None = None
+        self._losing = False  # and has said so
         self._uploaded: dict[Path, int] = {}
         self._uploading = threading.Lock()
         self._writing = threading.Lock()  # held while the writer is used or changed, never while files are uploaded
+        self._begin()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._upload_regularly, args=(upload_seconds,), daemon=True)
         self._thread.start()
@@ -89,28 +98,34 @@ class EventWriter:
         self._record(write)
 
     def _record(self, write: Callable[[SummaryWriter], None]) -> None:
-        """Record something; when the local file is gone, swept away by a cleaner of old files, in a new one."""
         with self._writing:
-            try:
-                write(self._writer)
-            except OSError as error:
+            self._try(write)
+
+    def _try(self, write: Callable[[SummaryWriter], None]) -> None:
+        """Use the writer; when the local file is gone, swept away by a cleaner of old files, begin a new one."""
+        if self._writer is None:
+            return
+        try:
+            write(self._writer)
+        except OSError as error:
+            self._begin()
+            if self._writer:
                 log.warning("TensorBoard events were lost, a new file is begun: %s", error)
-                self._writer = self._open()
 
     def upload(self) -> None:
         """Upload what has been recorded; a failure is a warning, the next upload sends it again."""
         with self._uploading:
             try:
                 with self._writing:
-                    self._writer.flush()
+                    if self._writer is None:
+                        self._begin()
+                    self._try(SummaryWriter.flush)
                     files = self._local()
-                    if not files:
-                        raise FileNotFoundError(f"{self._folder.path} is empty")
-                    *ended, current = files
-                    if current.stat().st_size > FILE_BYTES:
+                    ended = files[:-1] if self._writer else files
+                    if self._writer and self._size(files) > FILE_BYTES:
                         self._writer.close()
-                        self._writer = self._open()
-                        ended.append(current)
+                        self._begin()
+                        ended = files
                 for path in files:
                     self._upload(path)
                     if path in ended:
@@ -118,14 +133,42 @@ class EventWriter:
             except (OSError, UserError) as error:
                 log.warning("TensorBoard events could not be uploaded, will try again: %s", error)
 
-    def _open(self, **options: int) -> SummaryWriter:
-        """The next file, in a folder of its own: the writer's names do not tell the order of files of one second."""
-        self._files += 1
-        return SummaryWriter(str(self._folder.path / f"{self._files:06d}"), **options)
+    def _begin(self) -> None:
+        """Begin the next file, in a folder of its own: the writer's names do not tell the order of files of one second.
+
+        If that fails, there is no writer.
+        """
+        self._writer = None
+        try:
+            self._folder = self._folder or ScratchFolder("events")
+            self._files += 1
+            place = self._folder.path / f"{self._files:06d}"
+            try:
+                place.mkdir(parents=True)
+                (probe := place / "probe").write_bytes(bytes(_PROBE_BYTES))  # a writer ends with a traceback instead
+                probe.unlink()
+                self._writer = SummaryWriter(str(place), purge_step=self._purge_step)
+            except OSError:
+                shutil.rmtree(place, ignore_errors=True)
+                raise
+        except OSError as error:
+            if not self._losing:
+                log.warning("TensorBoard events are lost until they can be written here again: %s", error)
+            self._losing = True
+            return
+        if self._losing:
+            log.info("TensorBoard events are recorded again")
+        self._losing, self._purge_step = False, None
 
     def _local(self) -> list[Path]:
         """The files that are here, oldest first."""
-        return sorted(self._folder.path.glob("*/*"))
+        return sorted(self._folder.path.glob("*/*")) if self._folder else []
+
+    def _size(self, files: list[Path]) -> int:
+        """Size of the file that is written now; ``FileNotFoundError`` if it has been swept away."""
+        if not files:
+            raise FileNotFoundError("the local file is gone")
+        return files[-1].stat().st_size
 
     def _upload(self, path: Path) -> None:
         data = path.read_bytes()
@@ -139,8 +182,10 @@ class EventWriter:
         self._thread.join()
         self.upload()
         with contextlib.suppress(OSError):  # the local file is gone; upload has said so
-            self._writer.close()
-        self._folder.remove()
+            if self._writer:
+                self._writer.close()
+        if self._folder:
+            self._folder.remove()
 
     def _upload_regularly(self, seconds: float) -> None:
         while not self._closed.wait(seconds):
