@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,15 +56,21 @@ def plan(sketches: Sequence[Path], hints: Path | None, output: Path) -> list[Job
         output: a PNG file for a single sketch file; else a folder.
 
     Raises:
-        UserError: something is not there; the output does not fit, or would replace a sketch or another painting.
+        UserError: something is not there; the output does not fit, or would replace a sketch, its hints or another
+            painting.
     """
     found: list[Path] = []
     for path in sketches:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
         found += _pictures(path) if path.is_dir() else [path]
-    targets = _targets(found, sketches, output)
     colors = _hints(found, hints)
+    single = len(sketches) == 1 and sketches[0].is_file()
+    inputs = {path.resolve() for path in (*found, *sketches, hints, *colors) if path}
+    targets = _targets(found, output, single, inputs)
+    for path, hint in zip(found, colors, strict=True):
+        if hints and not hint:
+            log.warning("%s: painted without hints: %s has no %s.png", path, hints, path.stem)
     return [Job(path, hint, target) for path, hint, target in zip(found, colors, targets, strict=True)]
 
 
@@ -79,22 +85,21 @@ def _pictures(folder: Path) -> list[Path]:
     return found
 
 
-def _targets(found: Sequence[Path], sketches: Sequence[Path], output: Path) -> list[Path]:
-    """The file that each sketch is painted into."""
+def _targets(found: Sequence[Path], output: Path, single: bool, inputs: Set[Path]) -> list[Path]:
+    """The file that each sketch is painted into; a single one's may be the output itself, none's an input."""
     if output.is_dir():
         is_file = False
     else:
-        is_file = output.suffix.lower() == ".png" and len(sketches) == 1 and sketches[0].is_file()
+        is_file = single and output.suffix.lower() == ".png"
         if not is_file and output.suffix.lower() in pictures.SUFFIXES:
             raise UserError(f"--output: {output}: must be a .png file for one sketch, and a folder for several")
         if not is_file and output.exists():
             raise UserError(f"--output: {output}: is a file; name a folder, or a .png file for one sketch")
     targets = [output if is_file else output / f"{path.stem}.png" for path in found]
-    inputs = {path.resolve() for path in (*found, *sketches)}
     painted: dict[Path, Path] = {}
     for path, target in zip(found, targets, strict=True):
         if {target.resolve(), target.parent.resolve()} & inputs:
-            raise UserError(f"--output: {output}: the sketches are there; choose another place")
+            raise UserError(f"--output: {output}: the sketches or their hints are there; choose another place")
         if target in painted:
             raise UserError(f"{path}: would become {target}, like {painted[target]}; rename one of them")
         painted[target] = path
@@ -116,9 +121,6 @@ def _hints(found: Sequence[Path], hints: Path | None) -> Sequence[Path | None]:
     several = [by_name.get(path.stem) for path in found]
     if not any(several):
         raise UserError(f"--hints: {hints}: no file in it has the name of a sketch, such as {found[0].stem}.png")
-    for path, hint in zip(found, several, strict=True):
-        if hint is None:
-            log.warning("%s: painted without hints: %s has no %s.png", path, hints, path.stem)
     return several
 
 

@@ -266,6 +266,10 @@ def bad_inputs(folder):
     (folder / "file").write_text("")
     turned = save(folder / "turned.png", hinted(40, 30))
     strange = save(folder / "strange" / "else.png", hinted(30, 40))
+    hints = save(folder / "good" / "one.png", hinted(30, 40))
+    links = folder / "links"
+    links.mkdir()
+    (links / "one.png").symlink_to(hints)
     double = save(folder / "double" / "one.png", hinted(30, 40)).parent
     save(double / "one.webp", hinted(30, 40))
     return [
@@ -286,6 +290,9 @@ def bad_inputs(folder):
         ("into a file that is no folder", [one, two], "file", ["--output", "is a file"]),
         ("over the sketch", [one], one, ["--output", "another place"]),
         ("among the sketches", [folder / "other"], folder / "other", ["--output", "another place"]),
+        ("over the hints", [one, "--hints", hints], hints, ["--output", "hints", "another place"]),
+        ("among the hints", [one, "--hints", hints.parent], "good", ["--output", "hints", "another place"]),
+        ("over a link's hints", [one, two, "--hints", links], "good", ["--output", "hints", "another place"]),
         ("no step", [one, "--step", "last"], "out.png", ["--step", "'last'", "best or latest"]),
         ("a step that was not saved", [one, "--step", "7"], "out.png", ["step 7", "[5]"]),
         ("the best of no scores", [one, "--step", "best"], "out.png", ["score", "latest"]),
