@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import psutil
 import torch
 
@@ -37,7 +38,9 @@ log = logging.getLogger(__name__)
 Kind = Literal["gpu", "host"]
 
 _RECOMPUTE: tuple[Recompute, ...] = typing.get_args(Recompute)  # each takes less memory than the one before
-_ALLOCATION_FAILED = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory", re.IGNORECASE)
+_ALLOCATION_FAILED = re.compile(
+    r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory|insufficient memory", re.IGNORECASE
+)
 _HOST_LEVELS = 6  # after so many halvings everything is at its least
 _HOST_KNOBS = {"prefetch_batches": 1, "fetch_ahead_batches": 0, "fetch_threads": 1, "decode_threads": 1}  # and that
 
@@ -73,7 +76,7 @@ def ran_out(error: BaseException) -> Kind | None:
         return "gpu"
     if isinstance(error, MemoryError):
         return "host"
-    if isinstance(error, RuntimeError) and _ALLOCATION_FAILED.search(str(error)):
+    if isinstance(error, RuntimeError | cv2.error) and _ALLOCATION_FAILED.search(str(error)):
         return "gpu" if re.search(r"\bcu[A-Z]|CUDA|CUBLAS|CUDNN", str(error)) else "host"
     return None
 

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from autopainter import memory
 from autopainter.cleaning import clean
 from autopainter.data import pictures
 from autopainter.data.pictures import Image
@@ -128,8 +129,19 @@ def paint_file(painter: Painter, job: Job, manner: Manner) -> None:
     """Paint one sketch file; its folder is made if need be.
 
     Raises:
-        UserError: the sketch or its hints cannot be read, or do not belong together.
+        UserError: the sketch or its hints cannot be read, or do not belong together; too little memory for them.
     """
+    try:
+        painted = _painted(painter, job, manner)
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        pictures.write_png(job.target, painted)
+    except (MemoryError, RuntimeError, cv2.error) as error:
+        if not memory.ran_out(error):
+            raise
+        raise UserError(f"{job.sketch}: too little memory to read and paint it; make it smaller") from None
+
+
+def _painted(painter: Painter, job: Job, manner: Manner) -> Image:
     sketch = read_sketch(job.sketch, manner.size, manner.clean)
     hints = read_hints(job.hints, manner.size) if job.hints else None
     trained = painter.config.data.image_size
@@ -139,11 +151,9 @@ def paint_file(painter: Painter, job: Job, manner: Manner) -> None:
             job.sketch, sketch.shape[1], sketch.shape[0], trained, trained, trained,
         )  # fmt: skip
     try:
-        painted = painter.paint(sketch, hints, manner.tiled)
+        return painter.paint(sketch, hints, manner.tiled)
     except UserError as error:
         raise UserError(f"{job.sketch}: {error}") from None
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    pictures.write_png(job.target, painted)
 
 
 def read_sketch(path: Path, size: int | None = None, cleaned: bool = False) -> Image:
@@ -184,6 +194,8 @@ def read_hints(path: Path, size: int | None = None) -> Image:
         raise UserError(f"{path}: {error}") from None
     except PIL.UnidentifiedImageError:  # an image of another format
         raise UserError(f"{path}: {_NO_HINTS}") from None
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a decoder makes of damaged bytes
         raise UserError(f"{path}: damaged: {one_line(error)}") from None
     if (image[..., 3] == 255).all():

@@ -9,14 +9,19 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import boto3
+import cv2
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from services import SeaweedFS
 from waiting import PATIENCE_SECONDS
 
+from autopainter.cli import exit_code_of
 from autopainter.config import Config
 from autopainter.storage import open_store
 
@@ -221,3 +226,24 @@ def test_credentials_are_nowhere_in_what_a_run_stores_or_says(
     for key in stored:
         assert secret.encode() not in client.get_object(Bucket="runs", Key=key)["Body"].read()
     assert secret not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: bytes(1 << 60),
+        lambda: np.empty(1 << 60, np.uint8),
+        lambda: torch.empty(1 << 60, dtype=torch.uint8),
+        lambda: cv2.copyMakeBorder(np.zeros((1, 1), np.uint8), 0, 1 << 28, 0, 1 << 30, cv2.BORDER_CONSTANT),
+    ],
+    ids=["python", "numpy", "torch", "opencv"],
+)
+def test_memory_that_runs_out_is_one_line(work: Callable[[], object], capfd: pytest.CaptureFixture[str]) -> None:
+    def command() -> object:
+        import autopainter.paint  # noqa: F401 - as a command does that needs torch
+
+        return work()
+
+    assert exit_code_of(command, "autopainter") == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("autopainter: too little memory: ")

@@ -5,6 +5,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from painting import command, drawing, hinted, refusal, save_run, small_config
+from waiting import PATIENCE_SECONDS
 
 from autopainter.cleaning import clean
 from autopainter.data.pictures import write_png
@@ -251,6 +254,31 @@ def test_hints_that_fit_one_sketch_paint_that_one(sketches, paint, tmp_path):
     assert [line.split(": ")[1] for line in said] == [str(sketches[0]), str(sketches[2])]
     assert "40x31" in said[0]
     assert "40x30" in said[0]
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+from painting import command
+
+paint = ["paint", "--run", *sys.argv[4:], "--size", "32", "-o", sys.argv[3]]
+command([*paint, sys.argv[1]])  # has loaded all there is to load
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (150 << 20),) * 2)
+sys.exit(command([*paint, sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize(("edge", "options"), [(8000, []), (4000, ["--clean"])])
+def test_a_sketch_too_large_for_the_memory_is_named_and_the_others_are_painted(run, sketches, tmp_path, edge, options):
+    large = save(tmp_path / "in" / "large.png", np.full((edge, edge), 255, np.uint8))
+    arguments = [sketches[0], sketches[0].parent, tmp_path / "out", run, *options]
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, *map(str, arguments)], cwd=Path(__file__).parent,
+        capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+    )  # fmt: skip
+    said = [f"not painted: {large}: too little memory to read and paint it; make it smaller"]
+    assert (done.returncode, done.stderr.splitlines()) == (1, said)
+    assert tree(tmp_path / "out") == ["one.png", "three.png", "two.png"]
 
 
 def bad_inputs(folder):

@@ -11,7 +11,7 @@ import click
 
 from autopainter import logs
 from autopainter.config import Config, load
-from autopainter.errors import Diverged, Superseded, UserError
+from autopainter.errors import Diverged, Superseded, UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,11 @@ def exit_code_of(command: Callable[[], Any], program: str) -> int:
         message, code = str(error), 1
     except (KeyboardInterrupt, click.Abort):
         message, code = "stopped; the same command continues", 130
+    except Exception as error:
+        memory = sys.modules.get("autopainter.memory")  # to import it now would take memory too
+        if not isinstance(error, MemoryError) and not (memory and memory.ran_out(error)):
+            raise
+        message, code = f"too little memory: {one_line(error)}", 1
     line = f"{program}: {' '.join(message.split())}"
     if logs.structured():
         log.error(line)
