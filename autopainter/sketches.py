@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from autopainter import memory
+from autopainter import memory, outputs
 from autopainter.cleaning import clean
 from autopainter.data import pictures
 from autopainter.data.pictures import Image
@@ -92,11 +92,14 @@ def _targets(found: Sequence[Path], output: Path, single: bool, inputs: Set[Path
         is_file = False
     else:
         is_file = single and output.suffix.lower() == ".png"
-        if not is_file and output.suffix.lower() in pictures.SUFFIXES:
+        file_like = output.suffix[1:2].isalpha() if single else output.suffix.lower() in pictures.SUFFIXES
+        if not is_file and file_like:
             raise UserError(f"--output: {output}: must be a .png file for one sketch, and a folder for several")
         if not is_file and output.exists():
             raise UserError(f"--output: {output}: is a file; name a folder, or a .png file for one sketch")
     targets = [output if is_file else output / f"{path.stem}.png" for path in found]
+    for target in targets:
+        outputs.check_file(target, "--output")
     painted: dict[Path, Path] = {}
     for path, target in zip(found, targets, strict=True):
         if {target.resolve(), target.parent.resolve()} & inputs:
@@ -133,7 +136,6 @@ def paint_file(painter: Painter, job: Job, manner: Manner) -> None:
     """
     try:
         painted = _painted(painter, job, manner)
-        job.target.parent.mkdir(parents=True, exist_ok=True)
         pictures.write_png(job.target, painted)
     except (MemoryError, RuntimeError, cv2.error) as error:
         if not memory.ran_out(error):

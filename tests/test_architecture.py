@@ -26,7 +26,7 @@ LAYERS = (
     ("objective",),
     ("memory", "telemetry", "sheet", "host", "cleaning", "tiling", "arithmetic"),
     ("data", "models", "losses", "checkpoint", "journal", "schedule", "parallel", "progress", "compiling", "adam"),
-    ("storage", "config", "seeding", "pixels", "scratch", "logs", "cgroup", "processor", "extras"),
+    ("storage", "config", "seeding", "pixels", "scratch", "logs", "cgroup", "processor", "extras", "outputs"),
     ("uri", "errors", "autopainter"),
 )
 """Modules and packages from top to bottom: each may import those below it. A package is one thing here: what its

@@ -250,6 +250,10 @@ def test_inspect_names_the_damage_with_exit_code_1(call, succeed, place, picture
 def test_inspect_of_nothing_is_one_line(call, tmp_path, dataset):
     for command, said in (
         (("inspect", tmp_path), "manifest.json: not found"),
+        (("inspect", tmp_path, "--sheet", tmp_path), "--sheet: "),
+        (("inspect", tmp_path, "--sheet", tmp_path / "x.jpg"), "--sheet: "),
+        (("inspect", tmp_path, "--sheet", "/proc/none/x.png"), "--sheet: "),
+        (("inspect", dataset, "--sheet", "s3://bucket/x.png"), "s3://bucket/x.png: must be a path"),
         (("inspect", dataset, "--sheet", tmp_path / "x.png", "--split", "test"), "no samples in the split 'test'"),
     ):
         done = call(*command)

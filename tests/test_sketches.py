@@ -3,6 +3,7 @@
 ``autopainter paint`` is called in this process, on a small run with random weights. Run: pytest tests/test_sketches.py
 """
 
+import contextlib
 import io
 import struct
 import subprocess
@@ -292,6 +293,7 @@ def bad_inputs(folder):
     cut.write_bytes(one.read_bytes()[:40])
     (folder / "empty").mkdir()
     (folder / "file").write_text("")
+    (folder / "taken" / "two.png").mkdir(parents=True)
     turned = save(folder / "turned.png", hinted(40, 30))
     strange = save(folder / "strange" / "else.png", hinted(30, 40))
     hints = save(folder / "good" / "one.png", hinted(30, 40))
@@ -316,6 +318,11 @@ def bad_inputs(folder):
         ("a folder into a file", [folder / "in"], "out.png", ["--output", "folder"]),
         ("another format", [one], "out.jpg", ["--output", ".png"]),
         ("into a file that is no folder", [one, two], "file", ["--output", "is a file"]),
+        ("another kind of file", [one], "painted.heic", ["--output", ".png"]),
+        ("under a file", [one], "file/x.png", ["--output", "file/x.png", "Not a directory"]),
+        ("a folder under a file", [one, two], "file/sub", ["--output", "file/sub", "Not a directory"]),
+        ("where nothing can be made", [one], "/proc/none/x.png", ["--output", "/proc"]),
+        ("over a folder", [one, two], "taken", ["--output", "taken/two.png", "not a folder"]),
         ("over the sketch", [one], one, ["--output", "another place"]),
         ("among the sketches", [folder / "other"], folder / "other", ["--output", "another place"]),
         ("over the hints", [one, "--hints", hints], hints, ["--output", "hints", "another place"]),
@@ -336,6 +343,34 @@ def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(paint, tmp_pat
         assert (name, code, written, len(said)) == (name, 2, [], 1)
         assert [word for word in words if word not in said[0]] == [], (name, said)
     assert {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)} == before
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/painted.png", "s3://bucket/painted", "file:///x.png", "-"])
+def test_an_output_that_is_no_path_is_refused(run, sketches, tmp_path, monkeypatch, capfd, output):
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    assert command(["paint", "--run", run, sketches[0], "-o", output]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "--output" in line
+    assert f"{output}: must be a path" in line
+    assert tree(tmp_path) == before
+
+
+def test_a_place_that_looks_like_a_uri_with_a_secret_is_a_path(sketches, paint, tmp_path):
+    target = tmp_path / "out?token=1" / "x.png"
+    assert paint(sketches[0], output=target) == (0, [str(target)], [])
+    assert tree(target.parent) == ["x.png"]
+
+
+def test_a_full_disk_is_one_line(run, small_disk, tmp_path, capfd):
+    sketch = save(tmp_path / "one.png", drawing(32, 32))
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", 0) as file:
+        while file.write(bytes(4096)):
+            pass
+    assert command(["paint", "--run", run, sketch, "-o", small_disk / "x.png"]) == 1
+    line = f"autopainter: {small_disk}/x.png: cannot be written: No space left on device\n"
+    assert capfd.readouterr().err == line
+    assert tree(small_disk) == ["filler"]
 
 
 def test_sketches_are_looked_at_before_the_run_is(tmp_path):

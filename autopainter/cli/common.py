@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -103,6 +104,21 @@ def print_plan(config: Config, what: str) -> None:
     """What --dry-run prints."""
     click.echo(config.to_yaml(), nl=False)
     click.echo(f"# {what}")
+
+
+class LocalPath(click.Path):
+    """A path of this machine, as a ``Path``: a URI would become the name of a folder, ``s3:``."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; URIs and ``-`` are refused."""
+        if "://" in str(value):
+            self.fail(f"{value}: must be a path on this machine, not a URI", param, ctx)
+        if value == "-":
+            self.fail("-: must be a path; nothing is read from stdin or written to stdout", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def _step(context: click.Context, option: click.Parameter, value: str) -> int | str:
