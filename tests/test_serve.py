@@ -73,8 +73,8 @@ def run(tmp_path_factory):
 class Site:
     """A running ``autopainter serve``: its address, and requests to it."""
 
-    def __init__(self, run, options=("--no-browser",), **environment):
-        command = [str(Path(sys.executable).parent / "autopainter"), "serve", "--run", run, "--port", "0"]
+    def __init__(self, run, options=("--no-browser",), within=(), **environment):
+        command = [*within, str(Path(sys.executable).parent / "autopainter"), "serve", "--run", run, "--port", "0"]
         self.process = subprocess.Popen([*command, *options], env=os.environ | environment, text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
         self.line = self.process.stdout.readline()
@@ -108,6 +108,10 @@ class Site:
     def end(self):
         """Ctrl-C: exit code, and the lines on stderr (the first, empty one ends the terminal's line with its ^C)."""
         self.process.send_signal(signal.SIGINT)
+        return self.ended()
+
+    def ended(self):
+        """Wait for its end: exit code, and the lines on stderr."""
         _, errors = self.process.communicate(timeout=PATIENCE_SECONDS)
         return self.process.returncode, errors.splitlines()
 
@@ -283,6 +287,53 @@ def test_it_opens_the_page_and_ctrl_c_leaves_nothing(run, tmp_path):
     assert list(temporary.iterdir()) == []
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((running.host, running.port)).close()
+
+
+def unanswered(running):
+    """A request that holds its place, because the rest of it never comes."""
+    connection = socket.create_connection((running.host, running.port))
+    connection.sendall(f"POST /paint HTTP/1.1\r\nHost: {running.host}\r\nContent-Type: application/json\r\n"
+                       "Content-Length: 9\r\n\r\n{".encode())  # fmt: skip
+    return connection
+
+
+def refuses(running):
+    try:
+        socket.create_connection((running.host, running.port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_it_at_once(run, number):
+    with Site(run) as running, ThreadPoolExecutor(WAITING) as people, unanswered(running):  # which the end waits for
+        for _ in range(WAITING - 1):  # some are painted meanwhile
+            people.submit(running.request, "POST", "/paint", json.dumps(GOOD | {"size": 128}))
+        until(lambda: running.request("POST", "/paint", json.dumps(GOOD))[0] in (200, 503))
+        running.process.send_signal(number)
+        until(lambda: refuses(running))
+        running.process.send_signal(number)
+        code, said = running.ended()
+    assert (code, said[-1:]) == (128 + number, STOPPED[1][1:])
+    assert len([line for line in said if line]) == 1
+
+
+def test_sigterm_ends_it_like_ctrl_c(run):
+    with Site(run) as running:
+        running.paint(**GOOD)
+        running.process.terminate()
+        assert running.ended() == (143, STOPPED[1][1:])
+
+
+def test_sigterm_ends_it_as_process_1_of_a_container(run):
+    within = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*within, "true"], capture_output=True).returncode:
+        pytest.skip("a process may not have a process namespace of its own here: it is not tried as process 1")
+    with Site(run, within=within) as running:
+        (first,) = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGTERM)
+        assert running.ended() == (143, STOPPED[1][1:])
 
 
 def test_what_the_command_refuses(call, run, tmp_path, site):

@@ -7,11 +7,13 @@ pictures, and there are no sessions and temporary files to clean up.
 import asyncio
 import errno
 import io
+import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
+from typing import NoReturn
 
 import cv2
 import numpy as np
@@ -182,16 +184,20 @@ def listen(host: str, port: int) -> socket.socket:
     raise UserError(f"--host {host} --port {port}: cannot be listened on: {reason}")
 
 
-def run(painter: Painter, listener: socket.socket, ready: Callable[[], object]) -> None:
-    """Serve the page until Ctrl-C, which is raised on as ``KeyboardInterrupt``.
+def run(
+    painter: Painter, listener: socket.socket, ready: Callable[[], object], leave: Callable[[int], NoReturn]
+) -> None:
+    """Serve the page until SIGINT (Ctrl-C) or SIGTERM.
 
     Args:
         painter: paints one picture at a time.
         listener: as ``listen`` gives it.
         ready: called once requests are answered.
+        leave: called with the signal's number, to end the process: when the connections are closed, or at once if
+            another signal comes before. A picture may still be being painted, which nobody waits for.
     """
-    with ThreadPoolExecutor(1, "painter") as thread:
-        asyncio.run(_run(application(Studio(painter), thread), listener, ready))
+    app = application(Studio(painter), ThreadPoolExecutor(1, "painter"))
+    asyncio.run(_run(app, listener, ready, leave))
 
 
 def application(studio: Studio, thread: ThreadPoolExecutor) -> web.Application:
@@ -206,16 +212,29 @@ def application(studio: Studio, thread: ThreadPoolExecutor) -> web.Application:
     return app
 
 
-async def _run(app: web.Application, listener: socket.socket, ready: Callable[[], object]) -> None:
+async def _run(
+    app: web.Application, listener: socket.socket, ready: Callable[[], object], leave: Callable[[int], NoReturn]
+) -> None:
+    loop = asyncio.get_running_loop()
+    asked: asyncio.Future[int] = loop.create_future()
+
+    def end(number: int) -> None:
+        if asked.done():
+            leave(number)
+        asked.set_result(number)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, end, each)
     # A picture that nobody waits for any more is not painted.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()
         ready()
-        await asyncio.Event().wait()
+        number = await asked
     finally:
         await runner.cleanup()
+    leave(number)
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
