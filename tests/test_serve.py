@@ -202,6 +202,32 @@ def test_it_gives_no_other_files(site, path):
     assert site.request("GET", path)[0] in (403, 404)
 
 
+def raw(running, request):
+    """Status of the answer to these bytes."""
+    with socket.create_connection((running.host, running.port), timeout=60) as connection:
+        connection.sendall(request)
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+PAINT = b"POST /paint HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (PAINT + b"Content-Encoding: gzip\r\nContent-Length: 8\r\n\r\nno gzip.", 400),
+        (PAINT + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n", 400),
+        (b"GET /page/" + b"a" * 256 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 404),
+        (b"GET /" + b"a" * 10000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),  # TLS
+        (b"nonsense\r\n\r\n", 400),
+    ],
+)  # fmt: skip
+def test_a_request_that_is_malformed_is_the_client_s_fault_and_no_traceback(site, request_bytes, status):
+    assert raw(site, request_bytes) == status
+    assert site.paint(**GOOD).shape == (32, 32, 3)  # and when the site ends, only its last line is on stderr
+
+
 def huge():
     """A PNG of a few bytes whose header says 20000 x 20000."""
     data = bytearray(png(np.zeros((1, 1, 3), np.uint8)))

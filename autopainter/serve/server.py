@@ -9,7 +9,7 @@ import errno
 import io
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -25,6 +25,7 @@ from autopainter.data import pictures
 from autopainter.data.pictures import Image
 from autopainter.errors import UserError
 from autopainter.paint import Painter
+from autopainter.serve import visitors
 
 WAITING = 8
 """Requests that are read, wait or are painted at one time; one more is refused."""
@@ -142,9 +143,6 @@ class _Handlers:
     def __init__(self, studio: Studio, thread: ThreadPoolExecutor) -> None:
         self._studio, self._thread, self._waiting = studio, thread, 0
 
-    async def index(self, request: web.Request) -> web.StreamResponse:
-        return web.FileResponse(_page_folder() / "index.html")
-
     async def about(self, request: web.Request) -> web.Response:
         return web.json_response(self._studio.about())
 
@@ -160,6 +158,8 @@ class _Handlers:
             painted = await asyncio.get_running_loop().run_in_executor(self._thread, self._studio.paint, order)
         except TimeoutError:
             raise web.HTTPRequestTimeout(text=f"the request did not come within {_READ_SECONDS:.0f} s") from None
+        except web.RequestPayloadError:
+            raise web.HTTPBadRequest(text="the request is not encoded as it says") from None
         except UserError as error:
             raise web.HTTPUnprocessableEntity(text=str(error)) from None
         finally:
@@ -204,10 +204,11 @@ def application(studio: Studio, thread: ThreadPoolExecutor) -> web.Application:
     """The page, what it needs, and ``POST /paint``, an ``Order`` to a PNG, painted in ``thread``."""
     handlers = _Handlers(studio, thread)
     app = web.Application(client_max_size=_BYTES_PER_PIXEL * studio.edge**2)
-    app.router.add_get("/", handlers.index)
+    app.router.add_get("/", _send(_page_folder() / "index.html"))
     app.router.add_get("/about", handlers.about)
     app.router.add_post("/paint", handlers.paint)
-    app.router.add_static("/page", _page_folder())
+    for file in _page_folder().iterdir():
+        app.router.add_get(f"/page/{file.name}", _send(file))
     app.on_response_prepare.append(_add_headers)
     return app
 
@@ -226,7 +227,9 @@ async def _run(
     for each in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(each, end, each)
     # A picture that nobody waits for any more is not painted.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, logger=visitors.log, shutdown_timeout=_SHUTDOWN_SECONDS
+    )
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()
@@ -235,6 +238,13 @@ async def _run(
     finally:
         await runner.cleanup()
     leave(number)
+
+
+def _send(file: Path) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def send(request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(file)
+
+    return send
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
