@@ -269,6 +269,28 @@ def test_other_sites_and_long_requests_are_refused(site):
     assert site.paint(**GOOD).shape == (32, 32, 3)
 
 
+def test_it_answers_to_its_own_names_alone(site):
+    """A site may let its own name point here; the browser then takes this server for a part of the site."""
+
+    def status(host, target=b"/about"):
+        return raw(site, b"GET %s HTTP/1.1\r\nHost: %s\r\n\r\n" % (target, host))
+
+    for host in (b"localhost", b"LOCALHOST:1", b"127.0.0.1", b"127.0.0.1:7860", b"[::1]", b"[::1]:80"):
+        assert (host, status(host)) == (host, 200)
+    for host in (b"evil.example", b"evil.example:7860", b"127.0.0.1.evil.example", b"localhost.evil.example", b"",
+                 b"192.168.0.1", b"[::2]", b"localhost@evil.example"):  # fmt: skip
+        assert (host, status(host), status(host, b"/none")) == (host, 403, 403)
+    assert raw(site, PAINT.replace(b"127.0.0.1", b"evil.example") + b"Content-Length: 2\r\n\r\n{}") == 403
+
+
+def test_it_answers_to_the_name_that_it_was_given(run):
+    with Site(run, ("--no-browser", "--host", "127.0.0.3")) as running:
+        assert running.request("GET", "/about")[0] == 200
+        assert raw(running, b"GET /about HTTP/1.1\r\nHost: evil.example\r\n\r\n") == 403
+    with Site(run, ("--no-browser", "--host", "0.0.0.0")) as running:  # others reach it, by names it does not know
+        assert raw(running, b"GET /about HTTP/1.1\r\nHost: machine.example\r\n\r\n") == 200
+
+
 def test_people_get_their_own_pictures(site):
     orders = [GOOD | {"hints": text(png(patch(color)))} for color in ((250, 0, 0), (0, 250, 0), (0, 0, 250))]
     alone = [site.paint(**order) for order in orders]

@@ -38,7 +38,7 @@ def serve(run_uri: str, step: Any, port: int, host: str, no_browser: bool) -> No
             if not no_browser:  # a browser that runs in the terminal returns only when it ends
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
-        server.run(painter, listener, ready, _leave)
+        server.run(painter, listener, host, ready, _leave)
 
 
 def _leave(number: int, frame: FrameType | None = None) -> NoReturn:

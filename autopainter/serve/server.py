@@ -9,7 +9,7 @@ import errno
 import io
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -185,25 +185,29 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def run(
-    painter: Painter, listener: socket.socket, ready: Callable[[], object], leave: Callable[[int], NoReturn]
+    painter: Painter, listener: socket.socket, host: str, ready: Callable[[], object], leave: Callable[[int], NoReturn]
 ) -> None:
     """Serve the page until SIGINT (Ctrl-C) or SIGTERM.
 
     Args:
         painter: paints one picture at a time.
-        listener: as ``listen`` gives it.
+        listener: as ``listen`` gives it for ``host``.
         ready: called once requests are answered.
         leave: called with the signal's number, to end the process: when the connections are closed, or at once if
             another signal comes before. A picture may still be being painted, which nobody waits for.
     """
-    app = application(Studio(painter), ThreadPoolExecutor(1, "painter"))
+    app = application(Studio(painter), ThreadPoolExecutor(1, "painter"), visitors.names(listener, host))
     asyncio.run(_run(app, listener, ready, leave))
 
 
-def application(studio: Studio, thread: ThreadPoolExecutor) -> web.Application:
-    """The page, what it needs, and ``POST /paint``, an ``Order`` to a PNG, painted in ``thread``."""
+def application(studio: Studio, thread: ThreadPoolExecutor, names: Set[str] | None) -> web.Application:
+    """The page, what it needs, and ``POST /paint``, an ``Order`` to a PNG, painted in ``thread``.
+
+    Args:
+        names: as ``visitors.names`` gives them.
+    """
     handlers = _Handlers(studio, thread)
-    app = web.Application(client_max_size=_BYTES_PER_PIXEL * studio.edge**2)
+    app = web.Application(client_max_size=_BYTES_PER_PIXEL * studio.edge**2, middlewares=[visitors.only_to(names)])
     app.router.add_get("/", _send(_page_folder() / "index.html"))
     app.router.add_get("/about", handlers.about)
     app.router.add_post("/paint", handlers.paint)
