@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 Image = NDArray[np.uint8]
 Step = int | Literal["best", "latest"]
 
+NO_LAYER = "hints must be a PNG that is transparent around the strokes; its opaque pixels are the hints"
+"""What is said of a picture that is given as hints."""
 MAX_WHOLE = 4
 """Largest picture, in areas of a training image, that is painted at once if nothing else is asked for."""
 
@@ -145,6 +147,17 @@ class Painter:
         size = max(round(width * scale), 1), max(round(height * scale), 1)
         few = None if hints is None else cv2.resize(hints, size, interpolation=cv2.INTER_NEAREST)
         return pictures.resize(self.paint(pictures.resize(sketch, *size), few, tiled=False), width, height)
+
+
+def check_layer(layer: Image) -> Image:
+    """Return a layer of hints, uint8 [H, W, 4] RGBA, whole.
+
+    Raises:
+        UserError: nothing in it is transparent, so it is a picture and no hints.
+    """
+    if (layer[..., 3] == 255).all():
+        raise UserError(NO_LAYER)
+    return layer
 
 
 def _candidates(run: Store, run_uri: str, step: Step | None) -> list[int]:

@@ -16,11 +16,11 @@ from autopainter.cleaning import clean
 from autopainter.data import pictures
 from autopainter.data.pictures import Image
 from autopainter.errors import UserError, one_line
-from autopainter.paint import Painter
+from autopainter.paint import NO_LAYER, Painter, check_layer
 
 log = logging.getLogger(__name__)
 
-_NO_HINTS = "hints must be a PNG that is transparent around the strokes; its opaque pixels are the hints"
+_NAMED = 5  # files that a warning names at most
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def plan(sketches: Sequence[Path], hints: Path | None, output: Path) -> list[Job
     Args:
         sketches: picture files, and folders: of these the pictures by name, without those in folders below them.
         hints: file of the hints of every sketch; or a folder, where a sketch's hints have its name, but for the suffix.
-            What a folder has no hints for is named in a warning.
+            What a folder has no hints for is named in a warning, and so are files that are nobody's hints.
         output: a PNG file for a single sketch file; else a folder.
 
     Raises:
@@ -65,13 +65,12 @@ def plan(sketches: Sequence[Path], hints: Path | None, output: Path) -> list[Job
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
         found += _pictures(path) if path.is_dir() else [path]
-    colors = _hints(found, hints)
+    inputs = [*found, *sketches]
+    if hints:
+        inputs += [hints, *(path for path in hints.iterdir() if path.is_file())] if hints.is_dir() else [hints]
     single = len(sketches) == 1 and sketches[0].is_file()
-    inputs = {path.resolve() for path in (*found, *sketches, hints, *colors) if path}
-    targets = _targets(found, output, single, inputs)
-    for path, hint in zip(found, colors, strict=True):
-        if hints and not hint:
-            log.warning("%s: painted without hints: %s has no %s.png", path, hints, path.stem)
+    targets = _targets(found, output, single, {path.resolve() for path in inputs})
+    colors = _hints(found, hints)
     return [Job(path, hint, target) for path, hint, target in zip(found, colors, targets, strict=True)]
 
 
@@ -125,6 +124,12 @@ def _hints(found: Sequence[Path], hints: Path | None) -> Sequence[Path | None]:
     several = [by_name.get(path.stem) for path in found]
     if not any(several):
         raise UserError(f"--hints: {hints}: no file in it has the name of a sketch, such as {found[0].stem}.png")
+    for path, hint in zip(found, several, strict=True):
+        if hint is None:
+            log.warning("%s: painted without hints: %s has no %s.png", path, hints, path.stem)
+    if others := [path.name for path in by_name.values() if path not in several]:
+        some = ", ".join(others[:_NAMED]) + (", ..." if len(others) > _NAMED else "")
+        log.warning("%s: %d file(s) in it have the name of no sketch: %s", hints, len(others), some)
     return several
 
 
@@ -146,6 +151,10 @@ def paint_file(painter: Painter, job: Job, manner: Manner) -> None:
 def _painted(painter: Painter, job: Job, manner: Manner) -> Image:
     sketch = read_sketch(job.sketch, manner.size, manner.clean)
     hints = read_hints(job.hints, manner.size) if job.hints else None
+    if hints is not None and hints[..., 3].max() < 128:
+        log.warning(
+            "%s: holds no hints: no pixel is at least half opaque; %s is painted without", job.hints, job.sketch
+        )
     trained = painter.config.data.image_size
     if manner.tiled is None and painter.tiled(*sketch.shape):
         log.warning(
@@ -190,18 +199,16 @@ def read_hints(path: Path, size: int | None = None) -> Image:
         pictures.check_pixels(data)
         with PIL.Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as opened:
             if not opened.has_transparency_data:
-                raise UserError(_NO_HINTS)
-            image = np.array(PIL.ImageOps.exif_transpose(opened).convert("RGBA"))
+                raise UserError(NO_LAYER)
+            image = check_layer(np.array(PIL.ImageOps.exif_transpose(opened).convert("RGBA")))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except PIL.UnidentifiedImageError:  # an image of another format
-        raise UserError(f"{path}: {_NO_HINTS}") from None
+        raise UserError(f"{path}: {NO_LAYER}") from None
     except MemoryError:
         raise
     except Exception as error:  # whatever a decoder makes of damaged bytes
         raise UserError(f"{path}: damaged: {one_line(error)}") from None
-    if (image[..., 3] == 255).all():
-        raise UserError(f"{path}: {_NO_HINTS}")
     # No filter: a hint's edge must not mix with the nothing around it.
     return cv2.resize(image, pictures.scaled(image, size), interpolation=cv2.INTER_NEAREST) if size else image
 

@@ -248,6 +248,8 @@ def huge():
         ({"hints": text(huge())}, "hints: more than"),
         ({"hints": text(png(patch(RED))[:-40])}, "hints: must be a whole PNG"),
         ({"hints": text(b"")}, "hints: not an image"),
+        ({"hints": text(png(np.full((32, 32, 4), 255, np.uint8)))}, "hints: hints must be a PNG that is transparent"),
+        ({"hints": text(png(drawing()))}, "hints: hints must be a PNG that is transparent"),
         ({"hints": text(png(patch(RED, 32, 16)))}, "hints: 16x32, the sketch is 32x32"),
         ({"size": 33}, "size: must be one of 16, 32, 64, 128, got 33"),
         ({"size": None}, "size: "),

@@ -206,6 +206,26 @@ def test_hints_of_a_folder_go_by_name(painter, sketches, paint, tmp_path, caplog
     assert [message.partition(":")[0] for message in without] == [str(sketches[0]), str(sketches[2])]
 
 
+def test_hints_of_no_sketch_are_named(sketches, tmp_path, caplog):
+    for name in ("one", "two", "three"):
+        save(tmp_path / "hints" / f"{name}.png", hinted(30, 40))
+    plan(sketches, tmp_path / "hints", tmp_path / "out")
+    assert not caplog.messages
+    save(tmp_path / "hints" / "tow.png", hinted(30, 40))
+    plan(sketches, tmp_path / "hints", tmp_path / "out")
+    assert caplog.messages == [f"{tmp_path / 'hints'}: 1 file(s) in it have the name of no sketch: tow.png"]
+
+
+@pytest.mark.parametrize("alpha", [0, 127, 128])
+def test_hints_without_effect_are_named(painter, sketches, paint, tmp_path, caplog, alpha):
+    hints = save(tmp_path / "faint.png", hinted(30, 40, alpha))
+    assert paint(sketches[0], "--hints", hints, output="out.png")[0] == 0
+    plain = painter.paint(drawing(30, 40, 0))
+    assert (pixels(tmp_path / "out.png") == plain).all() == (alpha < 128)
+    said = f"{hints}: holds no hints: no pixel is at least half opaque; {sketches[0]} is painted without"
+    assert caplog.messages == ([said] if alpha < 128 else [])
+
+
 def test_size_scales_sketch_and_hints(painter, sketches, paint, tmp_path):
     hints = save(tmp_path / "hints.png", hinted(30, 40))
     assert paint(sketches[0], "--hints", hints, "--size", 20, output="hinted.png")[0] == 0

@@ -24,7 +24,7 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, ValidationError
 from autopainter.data import pictures
 from autopainter.data.pictures import Image
 from autopainter.errors import UserError
-from autopainter.paint import Painter
+from autopainter.paint import Painter, check_layer
 from autopainter.serve import visitors
 
 WAITING = 8
@@ -134,7 +134,7 @@ class Studio:
 
 def _decode_layer(data: bytes) -> Image:
     with PIL.Image.open(io.BytesIO(data)) as image:
-        return np.array(image.convert("RGBA"))
+        return check_layer(np.array(image.convert("RGBA")))
 
 
 class _Handlers:
