@@ -68,7 +68,7 @@ def plan(sketches: Sequence[Path], hints: Path | None, output: Path) -> list[Job
     inputs = [*found, *sketches]
     if hints:
         inputs += [hints, *(path for path in hints.iterdir() if path.is_file())] if hints.is_dir() else [hints]
-    single = len(sketches) == 1 and sketches[0].is_file()
+    single = len(sketches) == 1 and not sketches[0].is_dir()  # a pipe may be one
     targets = _targets(found, output, single, {path.resolve() for path in inputs})
     colors = _hints(found, hints)
     return [Job(path, hint, target) for path, hint, target in zip(found, colors, targets, strict=True)]

@@ -118,6 +118,20 @@ def test_a_run_that_exists_is_refused_on_demand(
     assert [entry.key for entry in open_store(small.run.uri).list()] == ["checkpoints/00000007.json"]
 
 
+@pytest.mark.parametrize("program", [AUTOPAINTER, [sys.executable, "-m", "autopainter"]], ids=["script", "module"])
+def test_ctrl_c_during_the_imports_is_one_line(program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("print('importing', flush=True)\ninput()\n")  # an import that takes long
+    process = subprocess.Popen(
+        [*program, "--version"], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, said) == (130, "\nautopainter: stopped; the same command continues\n")
+
+
 def bad_version(s3_uri: str, dataset: str) -> str:
     client = boto3.client("s3")
     bucket, _, key = dataset.removeprefix("s3://").partition("/")

@@ -165,6 +165,14 @@ def test_one_sketch_becomes_one_file(painter, sketches, paint, tmp_path):
     assert paint(sketches[0], output="v1.2")[:2] == (0, [str(tmp_path / "v1.2" / "one.png")])
 
 
+def test_a_sketch_may_come_through_a_pipe(run, painter, sketches, tmp_path):
+    arguments = ["paint", "--run", run, "/dev/stdin", "-o", tmp_path / "out.png"]
+    program = [sys.executable, "-m", "autopainter", *map(str, arguments)]
+    done = subprocess.run(program, input=sketches[0].read_bytes(), capture_output=True, timeout=PATIENCE_SECONDS)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (pixels(tmp_path / "out.png") == painter.paint(drawing(30, 40, 0))).all()
+
+
 def test_several_sketches_become_a_folder(painter, sketches, paint, tmp_path):
     code, written, _ = paint(*sketches, output="out")
     assert (code, written) == (0, [str(tmp_path / "out" / path.name) for path in sketches])
@@ -349,6 +357,7 @@ def bad_inputs(folder):
         ("among the hints", [one, "--hints", hints.parent], "good", ["--output", "hints", "another place"]),
         ("over a link's hints", [one, two, "--hints", links], "good", ["--output", "hints", "another place"]),
         ("no step", [one, "--step", "last"], "out.png", ["--step", "'last'", "best or latest"]),
+        ("a step of many digits", [one, "--step", "9" * 5000], "out.png", ["--step", "'999999999999999999' is no"]),
         ("a step that was not saved", [one, "--step", "7"], "out.png", ["step 7", "[5]"]),
         ("the best of no scores", [one, "--step", "best"], "out.png", ["score", "latest"]),
         ("too small a size", [one, "--size", "3"], "out.png", ["--size", "16"]),

@@ -16,6 +16,8 @@ from autopainter.errors import Diverged, Superseded, UserError, one_line
 
 log = logging.getLogger(__name__)
 
+_STEP_DIGITS = 18  # what no run takes, and Python reads without complaint
+
 
 def exit_code_of(command: Callable[[], Any], program: str) -> int:
     """Run a click command: 0, or after one line on stderr 2 (the user must mend it), 1 (it failed), 130 (Ctrl-C)."""
@@ -124,8 +126,8 @@ class LocalPath(click.Path):
 def _step(context: click.Context, option: click.Parameter, value: str) -> int | str:
     if value in ("best", "latest"):
         return value
-    if not value.isdecimal():
-        raise click.BadParameter(f"{value!r} is no step; give the number of a saved one, best or latest")
+    if not value.isdecimal() or len(value) > _STEP_DIGITS:
+        raise click.BadParameter(f"{value[:_STEP_DIGITS]!r} is no step; give the number of a saved one, best or latest")
     return int(value)
 
 
