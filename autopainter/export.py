@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx.experimental import _config as symbolic
 
-from autopainter import __version__, storage
+from autopainter import __version__, outputs, storage
 from autopainter.errors import UserError
 from autopainter.extras import need
 from autopainter.models.unet import UNet
 from autopainter.paint import Painter, Step
 from autopainter.pixels import network_input
+from autopainter.storage import LocalStore
 from autopainter.uri import split
 
 Format = Literal["onnx", "torch-export"]
@@ -104,9 +105,11 @@ def export(run_uri: str, step: Step | None, kind: Format, output: str) -> Export
     if kind == "onnx":
         need("--format onnx", "export", "onnxscript", "onnxruntime")
     folder, name = split(output)
-    if not name or Path(output).is_dir():
+    if not name:
         raise UserError(f"--output: {output}: must be a file, not a folder")
     store = storage.open_store(folder)
+    if isinstance(store, LocalStore):
+        outputs.check_file(Path(output), "--output")
     taken = UserError(f"--output: {output}: is there already; delete it or choose another name")
     if store.size(name) is not None:
         raise taken

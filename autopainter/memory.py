@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import psutil
 import torch
 
@@ -38,7 +39,7 @@ Kind = Literal["gpu", "host"]
 
 _RECOMPUTE: tuple[Recompute, ...] = typing.get_args(Recompute)  # each takes less memory than the one before
 _ALLOCATION_FAILED = re.compile(
-    r"out of memory|ALLOC(ATION)?_FAILED|can't allocate memory|not enough memory", re.IGNORECASE
+    r"out of memory|ALLOC(ATION)?_FAILED|can't allocate memory|not enough memory|insufficient memory", re.IGNORECASE
 )
 # What cuDNN and cuBLAS say when there is no room for their own: a GPU without the kernels is refused at the start.
 _NO_WORKSPACE = re.compile(r"unable to find an engine to execute|CUBLAS_STATUS_NOT_INITIALIZED")
@@ -79,7 +80,7 @@ def ran_out(error: BaseException) -> Kind | None:
         return "host"
     if isinstance(error, RuntimeError) and _NO_WORKSPACE.search(str(error)):
         return "gpu"
-    if isinstance(error, RuntimeError) and _ALLOCATION_FAILED.search(str(error)):
+    if isinstance(error, RuntimeError | cv2.error) and _ALLOCATION_FAILED.search(str(error)):
         return "gpu" if re.search(r"\bcu[A-Z]|CUDA|CUBLAS|CUDNN", str(error)) else "host"
     return None
 

@@ -1,6 +1,7 @@
 """Painting: a checkpoint and a sketch, with or without hints, to a picture."""
 
 import logging
+import os
 from collections.abc import Iterable
 from typing import Literal
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 Image = NDArray[np.uint8]
 Step = int | Literal["best", "latest"]
 
+NO_LAYER = "hints must be a PNG that is transparent around the strokes; its opaque pixels are the hints"
+"""What is said of a picture that is given as hints."""
 MAX_WHOLE = 4
 """Largest picture, in areas of a training image, that is painted at once if nothing else is asked for."""
 
@@ -49,19 +52,24 @@ class Painter:
         self.generator = generator.to(self.device).eval()
 
     @classmethod
-    def load(cls, run_uri: str, step: Step | None = None, device: torch.device | None = None) -> "Painter":
+    def load(
+        cls, run_uri: str | os.PathLike[str], step: Step | None = None, device: torch.device | None = None
+    ) -> "Painter":
         """Load the painter of a run.
 
         Args:
-            run_uri: folder or s3:// URI of the run.
+            run_uri: folder, as a text or a path, or s3:// URI of the run.
             step: a saved step; ``best``: of the checkpoints that were kept the one with the highest validation score;
                 ``latest`` or none: the newest. Of these two a damaged one is named in a warning, and the next is taken.
             device: where to paint; none: on the GPU if there is one.
 
         Raises:
-            UserError: the run has no such checkpoint, or none that this program can read.
+            UserError: that is no step, or the run has no such checkpoint, or none that this program can read.
             CorruptData: the checkpoint asked for is damaged, or all are.
         """
+        if not (step in (None, "best", "latest") or isinstance(step, int | np.integer)):
+            raise UserError(f"step: must be the number of a saved step, 'best' or 'latest', got {step!r}")
+        run_uri = os.fspath(run_uri)
         run = storage.open_store(run_uri)
         found, weights = _read(run, _candidates(run, run_uri, step))
         place = f"{run_uri}, step {found.step}"
@@ -103,17 +111,17 @@ class Painter:
         Raises:
             UserError: an array of another kind; the hints have another size than the sketch; too little memory.
         """
-        if sketch.dtype != np.uint8 or sketch.ndim != 2:
+        if not (_is_pixels(sketch, 2) and sketch.size):
             raise UserError(
-                f"the sketch is {sketch.dtype} {list(sketch.shape)}: it must be uint8 [height, width], such as"
+                f"the sketch is {_kind(sketch)}: it must be uint8 [height, width] of at least one pixel, such as"
                 " numpy.asarray(image.convert('L'))"
             )
         height, width = sketch.shape
         hint = np.zeros((height, width, 4), np.uint8)
         if hints is not None:
-            if hints.dtype != np.uint8 or hints.ndim != 3 or hints.shape[2] != 4:
+            if not (_is_pixels(hints, 3) and hints.shape[2] == 4):
                 raise UserError(
-                    f"the hints are {hints.dtype} {list(hints.shape)}: they must be uint8 [height, width, 4], such as"
+                    f"the hints are {_kind(hints)}: they must be uint8 [height, width, 4], such as"
                     " numpy.asarray(image.convert('RGBA'))"
                 )
             if hints.shape != hint.shape:
@@ -145,6 +153,26 @@ class Painter:
         size = max(round(width * scale), 1), max(round(height * scale), 1)
         few = None if hints is None else cv2.resize(hints, size, interpolation=cv2.INTER_NEAREST)
         return pictures.resize(self.paint(pictures.resize(sketch, *size), few, tiled=False), width, height)
+
+
+def check_layer(layer: Image) -> Image:
+    """Return a layer of hints, uint8 [H, W, 4] RGBA, whole.
+
+    Raises:
+        UserError: nothing in it is transparent, so it is a picture and no hints.
+    """
+    if (layer[..., 3] == 255).all():
+        raise UserError(NO_LAYER)
+    return layer
+
+
+def _is_pixels(image: object, dimensions: int) -> bool:
+    return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == dimensions
+
+
+def _kind(image: object) -> str:
+    """What a caller gave instead of an image: its type, or an array's dtype and shape."""
+    return f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else f"of type {type(image).__name__}"
 
 
 def _candidates(run: Store, run_uri: str, step: Step | None) -> list[int]:

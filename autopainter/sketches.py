@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +11,16 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from autopainter import memory, outputs
 from autopainter.cleaning import clean
 from autopainter.data import pictures
 from autopainter.data.pictures import Image
 from autopainter.errors import UserError, one_line
-from autopainter.paint import Painter
+from autopainter.paint import NO_LAYER, Painter, check_layer
 
 log = logging.getLogger(__name__)
 
-_NO_HINTS = "hints must be a PNG that is transparent around the strokes; its opaque pixels are the hints"
+_NAMED = 5  # files that a warning names at most
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,23 @@ def plan(sketches: Sequence[Path], hints: Path | None, output: Path) -> list[Job
     Args:
         sketches: picture files, and folders: of these the pictures by name, without those in folders below them.
         hints: file of the hints of every sketch; or a folder, where a sketch's hints have its name, but for the suffix.
-            What a folder has no hints for is named in a warning.
+            What a folder has no hints for is named in a warning, and so are files that are nobody's hints.
         output: a PNG file for a single sketch file; else a folder.
 
     Raises:
-        UserError: something is not there; the output does not fit, or would replace a sketch or another painting.
+        UserError: something is not there; the output does not fit, or would replace a sketch, its hints or another
+            painting.
     """
     found: list[Path] = []
     for path in sketches:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
         found += _pictures(path) if path.is_dir() else [path]
-    targets = _targets(found, sketches, output)
+    inputs = [*found, *sketches]
+    if hints:
+        inputs += [hints, *(path for path in hints.iterdir() if path.is_file())] if hints.is_dir() else [hints]
+    single = len(sketches) == 1 and not sketches[0].is_dir()  # a pipe may be one
+    targets = _targets(found, output, single, {path.resolve() for path in inputs})
     colors = _hints(found, hints)
     return [Job(path, hint, target) for path, hint, target in zip(found, colors, targets, strict=True)]
 
@@ -79,22 +85,24 @@ def _pictures(folder: Path) -> list[Path]:
     return found
 
 
-def _targets(found: Sequence[Path], sketches: Sequence[Path], output: Path) -> list[Path]:
-    """The file that each sketch is painted into."""
+def _targets(found: Sequence[Path], output: Path, single: bool, inputs: Set[Path]) -> list[Path]:
+    """The file that each sketch is painted into; a single one's may be the output itself, none's an input."""
     if output.is_dir():
         is_file = False
     else:
-        is_file = output.suffix.lower() == ".png" and len(sketches) == 1 and sketches[0].is_file()
-        if not is_file and output.suffix.lower() in pictures.SUFFIXES:
+        is_file = single and output.suffix.lower() == ".png"
+        file_like = output.suffix[1:2].isalpha() if single else output.suffix.lower() in pictures.SUFFIXES
+        if not is_file and file_like:
             raise UserError(f"--output: {output}: must be a .png file for one sketch, and a folder for several")
         if not is_file and output.exists():
             raise UserError(f"--output: {output}: is a file; name a folder, or a .png file for one sketch")
     targets = [output if is_file else output / f"{path.stem}.png" for path in found]
-    inputs = {path.resolve() for path in (*found, *sketches)}
+    for target in targets:
+        outputs.check_file(target, "--output")
     painted: dict[Path, Path] = {}
     for path, target in zip(found, targets, strict=True):
         if {target.resolve(), target.parent.resolve()} & inputs:
-            raise UserError(f"--output: {output}: the sketches are there; choose another place")
+            raise UserError(f"--output: {output}: the sketches or their hints are there; choose another place")
         if target in painted:
             raise UserError(f"{path}: would become {target}, like {painted[target]}; rename one of them")
         painted[target] = path
@@ -119,6 +127,9 @@ def _hints(found: Sequence[Path], hints: Path | None) -> Sequence[Path | None]:
     for path, hint in zip(found, several, strict=True):
         if hint is None:
             log.warning("%s: painted without hints: %s has no %s.png", path, hints, path.stem)
+    if others := [path.name for path in by_name.values() if path not in several]:
+        some = ", ".join(others[:_NAMED]) + (", ..." if len(others) > _NAMED else "")
+        log.warning("%s: %d file(s) in it have the name of no sketch: %s", hints, len(others), some)
     return several
 
 
@@ -126,10 +137,24 @@ def paint_file(painter: Painter, job: Job, manner: Manner) -> None:
     """Paint one sketch file; its folder is made if need be.
 
     Raises:
-        UserError: the sketch or its hints cannot be read, or do not belong together.
+        UserError: the sketch or its hints cannot be read, or do not belong together; too little memory for them.
     """
+    try:
+        painted = _painted(painter, job, manner)
+        pictures.write_png(job.target, painted)
+    except (MemoryError, RuntimeError, cv2.error) as error:
+        if not memory.ran_out(error):
+            raise
+        raise UserError(f"{job.sketch}: too little memory to read and paint it; make it smaller") from None
+
+
+def _painted(painter: Painter, job: Job, manner: Manner) -> Image:
     sketch = read_sketch(job.sketch, manner.size, manner.clean)
     hints = read_hints(job.hints, manner.size) if job.hints else None
+    if hints is not None and hints[..., 3].max() < 128:
+        log.warning(
+            "%s: holds no hints: no pixel is at least half opaque; %s is painted without", job.hints, job.sketch
+        )
     trained = painter.config.data.image_size
     if manner.tiled is None and painter.tiled(*sketch.shape):
         log.warning(
@@ -137,11 +162,9 @@ def paint_file(painter: Painter, job: Job, manner: Manner) -> None:
             job.sketch, sketch.shape[1], sketch.shape[0], trained, trained, trained,
         )  # fmt: skip
     try:
-        painted = painter.paint(sketch, hints, manner.tiled)
+        return painter.paint(sketch, hints, manner.tiled)
     except UserError as error:
         raise UserError(f"{job.sketch}: {error}") from None
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    pictures.write_png(job.target, painted)
 
 
 def read_sketch(path: Path, size: int | None = None, cleaned: bool = False) -> Image:
@@ -176,16 +199,16 @@ def read_hints(path: Path, size: int | None = None) -> Image:
         pictures.check_pixels(data)
         with PIL.Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as opened:
             if not opened.has_transparency_data:
-                raise UserError(_NO_HINTS)
-            image = np.array(PIL.ImageOps.exif_transpose(opened).convert("RGBA"))
+                raise UserError(NO_LAYER)
+            image = check_layer(np.array(PIL.ImageOps.exif_transpose(opened).convert("RGBA")))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except PIL.UnidentifiedImageError:  # an image of another format
-        raise UserError(f"{path}: {_NO_HINTS}") from None
+        raise UserError(f"{path}: {NO_LAYER}") from None
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a decoder makes of damaged bytes
         raise UserError(f"{path}: damaged: {one_line(error)}") from None
-    if (image[..., 3] == 255).all():
-        raise UserError(f"{path}: {_NO_HINTS}")
     # No filter: a hint's edge must not mix with the nothing around it.
     return cv2.resize(image, pictures.scaled(image, size), interpolation=cv2.INTER_NEAREST) if size else image
 

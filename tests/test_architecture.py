@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 LAYERS = (
-    ("job",),
+    ("job", "__main__"),
     ("cli",),
     ("loop", "replay", "export", "serve", "sketches", "doctor"),
     ("reporter", "resume"),
@@ -26,7 +26,7 @@ LAYERS = (
     ("objective",),
     ("memory", "telemetry", "sheet", "host", "cleaning", "tiling", "arithmetic"),
     ("data", "models", "losses", "checkpoint", "journal", "schedule", "parallel", "progress", "compiling", "adam"),
-    ("storage", "config", "seeding", "pixels", "scratch", "logs", "cgroup", "processor", "extras"),
+    ("storage", "config", "seeding", "pixels", "scratch", "logs", "cgroup", "processor", "extras", "outputs"),
     ("uri", "errors", "autopainter"),
 )
 """Modules and packages from top to bottom: each may import those below it. A package is one thing here: what its
@@ -35,7 +35,7 @@ imports when it is asked for, so those arrows are left out."""
 
 # Imports inside functions hide what a module needs. Where they are allowed, --help would wait for torch otherwise, or
 # the doctor could not look at a machine without it.
-MAY_IMPORT_LATE = ("autopainter.cli", "autopainter.doctor", "job")
+MAY_IMPORT_LATE = ("autopainter.__main__", "autopainter.cli", "autopainter.doctor", "job")
 
 
 def read_sources() -> dict[str, str]:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import boto3
+import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -116,6 +118,20 @@ def test_a_run_that_exists_is_refused_on_demand(
     done = call([*program, "--config", str(config_file), *sets(small_settings), "--overwrite"])
     assert (done.returncode, "only with --resume none" in done.stderr) == (2, True)
     assert [entry.key for entry in open_store(small.run.uri).list()] == ["checkpoints/00000007.json"]
+
+
+@pytest.mark.parametrize("program", [AUTOPAINTER, [sys.executable, "-m", "autopainter"]], ids=["script", "module"])
+def test_ctrl_c_during_the_imports_is_one_line(program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("print('importing', flush=True)\ninput()\n")  # an import that takes long
+    process = subprocess.Popen(
+        [*program, "--version"], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, said) == (130, "\nautopainter: stopped; the same command continues\n")
 
 
 def bad_version(s3_uri: str, dataset: str) -> str:
@@ -246,3 +262,24 @@ def test_a_place_whose_name_is_no_text_is_printed(pictures: Path, tmp_path: Path
     options = ["--size", "32", "--workers", "1"]
     done = call([*AUTOPAINTER, "pack", "images", str(pictures), str(place), *options], PYTHONIOENCODING="utf-8:strict")
     assert (done.returncode, done.stdout.startswith(rf"{tmp_path}/\udce4/manifest.json: ")) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: bytes(1 << 60),
+        lambda: np.empty(1 << 60, np.uint8),
+        lambda: torch.empty(1 << 60, dtype=torch.uint8),
+        lambda: cv2.copyMakeBorder(np.zeros((1, 1), np.uint8), 0, 1 << 28, 0, 1 << 30, cv2.BORDER_CONSTANT),
+    ],
+    ids=["python", "numpy", "torch", "opencv"],
+)
+def test_memory_that_runs_out_is_one_line(work: Callable[[], object], capfd: pytest.CaptureFixture[str]) -> None:
+    def command() -> object:
+        import autopainter.paint  # noqa: F401 - as a command does that needs torch
+
+        return work()
+
+    assert cli.exit_code_of(command, "autopainter") == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("autopainter: too little memory: ")

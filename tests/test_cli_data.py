@@ -228,13 +228,6 @@ def test_inspect_describes_and_verifies(succeed, dataset, tmp_path):
     assert cv2.imread(str(sheet)).shape == (140, 6 * 262 + 6, 3)
 
 
-def test_a_sheet_is_written_to_storage(succeed, dataset, s3_uri, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    succeed("inspect", dataset, "--sheet", f"{s3_uri}/sheet.png", "--samples", 2)
-    assert cv2.imdecode(np.frombuffer(storage.read_uri(f"{s3_uri}/sheet.png"), np.uint8), cv2.IMREAD_COLOR) is not None
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("place", ["folder", "s3"])
 def test_inspect_names_the_damage_with_exit_code_1(call, succeed, place, pictures, out, request):
     uri = str(out) if place == "folder" else request.getfixturevalue("s3_uri")
@@ -258,6 +251,10 @@ def test_inspect_names_the_damage_with_exit_code_1(call, succeed, place, picture
 def test_inspect_of_nothing_is_one_line(call, tmp_path, dataset):
     for command, said in (
         (("inspect", tmp_path), "manifest.json: not found"),
+        (("inspect", tmp_path, "--sheet", tmp_path), "--sheet: "),
+        (("inspect", tmp_path, "--sheet", tmp_path / "x.jpg"), "--sheet: "),
+        (("inspect", tmp_path, "--sheet", "/proc/none/x.png"), "--sheet: "),
+        (("inspect", dataset, "--sheet", "s3://bucket/x.png"), "s3://bucket/x.png: must be a path"),
         (("inspect", dataset, "--sheet", tmp_path / "x.png", "--split", "test"), "no samples in the split 'test'"),
     ):
         done = call(*command)

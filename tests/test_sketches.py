@@ -3,8 +3,11 @@
 ``autopainter paint`` is called in this process, on a small run with random weights. Run: pytest tests/test_sketches.py
 """
 
+import contextlib
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from painting import command, drawing, hinted, refusal, save_run, small_config
+from waiting import PATIENCE_SECONDS
 
 from autopainter.cleaning import clean
 from autopainter.data.pictures import write_png
@@ -161,6 +165,14 @@ def test_one_sketch_becomes_one_file(painter, sketches, paint, tmp_path):
     assert paint(sketches[0], output="v1.2")[:2] == (0, [str(tmp_path / "v1.2" / "one.png")])
 
 
+def test_a_sketch_may_come_through_a_pipe(run, painter, sketches, tmp_path):
+    arguments = ["paint", "--run", run, "/dev/stdin", "-o", tmp_path / "out.png"]
+    program = [sys.executable, "-m", "autopainter", *map(str, arguments)]
+    done = subprocess.run(program, input=sketches[0].read_bytes(), capture_output=True, timeout=PATIENCE_SECONDS)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (pixels(tmp_path / "out.png") == painter.paint(drawing(30, 40, 0))).all()
+
+
 def test_several_sketches_become_a_folder(painter, sketches, paint, tmp_path):
     code, written, _ = paint(*sketches, output="out")
     assert (code, written) == (0, [str(tmp_path / "out" / path.name) for path in sketches])
@@ -200,6 +212,26 @@ def test_hints_of_a_folder_go_by_name(painter, sketches, paint, tmp_path, caplog
     assert (pixels(tmp_path / "out" / "one.png") == painter.paint(drawing(30, 40, 0))).all()
     without = [message for message in caplog.messages if "without hints" in message]
     assert [message.partition(":")[0] for message in without] == [str(sketches[0]), str(sketches[2])]
+
+
+def test_hints_of_no_sketch_are_named(sketches, tmp_path, caplog):
+    for name in ("one", "two", "three"):
+        save(tmp_path / "hints" / f"{name}.png", hinted(30, 40))
+    plan(sketches, tmp_path / "hints", tmp_path / "out")
+    assert not caplog.messages
+    save(tmp_path / "hints" / "tow.png", hinted(30, 40))
+    plan(sketches, tmp_path / "hints", tmp_path / "out")
+    assert caplog.messages == [f"{tmp_path / 'hints'}: 1 file(s) in it have the name of no sketch: tow.png"]
+
+
+@pytest.mark.parametrize("alpha", [0, 127, 128])
+def test_hints_without_effect_are_named(painter, sketches, paint, tmp_path, caplog, alpha):
+    hints = save(tmp_path / "faint.png", hinted(30, 40, alpha))
+    assert paint(sketches[0], "--hints", hints, output="out.png")[0] == 0
+    plain = painter.paint(drawing(30, 40, 0))
+    assert (pixels(tmp_path / "out.png") == plain).all() == (alpha < 128)
+    said = f"{hints}: holds no hints: no pixel is at least half opaque; {sketches[0]} is painted without"
+    assert caplog.messages == ([said] if alpha < 128 else [])
 
 
 def test_size_scales_sketch_and_hints(painter, sketches, paint, tmp_path):
@@ -253,6 +285,31 @@ def test_hints_that_fit_one_sketch_paint_that_one(sketches, paint, tmp_path):
     assert "40x30" in said[0]
 
 
+SHORT_OF_MEMORY = """
+import resource, sys
+from painting import command
+
+paint = ["paint", "--run", *sys.argv[4:], "--size", "32", "-o", sys.argv[3]]
+command([*paint, sys.argv[1]])  # has loaded all there is to load
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (150 << 20),) * 2)
+sys.exit(command([*paint, sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize(("edge", "options"), [(8000, []), (4000, ["--clean"])])
+def test_a_sketch_too_large_for_the_memory_is_named_and_the_others_are_painted(run, sketches, tmp_path, edge, options):
+    large = save(tmp_path / "in" / "large.png", np.full((edge, edge), 255, np.uint8))
+    arguments = [sketches[0], sketches[0].parent, tmp_path / "out", run, *options]
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, *map(str, arguments)], cwd=Path(__file__).parent,
+        capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+    )  # fmt: skip
+    said = [f"not painted: {large}: too little memory to read and paint it; make it smaller"]
+    assert (done.returncode, done.stderr.splitlines()) == (1, said)
+    assert tree(tmp_path / "out") == ["one.png", "three.png", "two.png"]
+
+
 def bad_inputs(folder):
     """Name, arguments, output, and what the line must say."""
     one = save(folder / "in" / "one.png", drawing(30, 40))
@@ -264,8 +321,13 @@ def bad_inputs(folder):
     cut.write_bytes(one.read_bytes()[:40])
     (folder / "empty").mkdir()
     (folder / "file").write_text("")
+    (folder / "taken" / "two.png").mkdir(parents=True)
     turned = save(folder / "turned.png", hinted(40, 30))
     strange = save(folder / "strange" / "else.png", hinted(30, 40))
+    hints = save(folder / "good" / "one.png", hinted(30, 40))
+    links = folder / "links"
+    links.mkdir()
+    (links / "one.png").symlink_to(hints)
     double = save(folder / "double" / "one.png", hinted(30, 40)).parent
     save(double / "one.webp", hinted(30, 40))
     return [
@@ -284,9 +346,18 @@ def bad_inputs(folder):
         ("a folder into a file", [folder / "in"], "out.png", ["--output", "folder"]),
         ("another format", [one], "out.jpg", ["--output", ".png"]),
         ("into a file that is no folder", [one, two], "file", ["--output", "is a file"]),
+        ("another kind of file", [one], "painted.heic", ["--output", ".png"]),
+        ("under a file", [one], "file/x.png", ["--output", "file/x.png", "Not a directory"]),
+        ("a folder under a file", [one, two], "file/sub", ["--output", "file/sub", "Not a directory"]),
+        ("where nothing can be made", [one], "/proc/none/x.png", ["--output", "/proc"]),
+        ("over a folder", [one, two], "taken", ["--output", "taken/two.png", "not a folder"]),
         ("over the sketch", [one], one, ["--output", "another place"]),
         ("among the sketches", [folder / "other"], folder / "other", ["--output", "another place"]),
+        ("over the hints", [one, "--hints", hints], hints, ["--output", "hints", "another place"]),
+        ("among the hints", [one, "--hints", hints.parent], "good", ["--output", "hints", "another place"]),
+        ("over a link's hints", [one, two, "--hints", links], "good", ["--output", "hints", "another place"]),
         ("no step", [one, "--step", "last"], "out.png", ["--step", "'last'", "best or latest"]),
+        ("a step of many digits", [one, "--step", "9" * 5000], "out.png", ["--step", "'999999999999999999' is no"]),
         ("a step that was not saved", [one, "--step", "7"], "out.png", ["step 7", "[5]"]),
         ("the best of no scores", [one, "--step", "best"], "out.png", ["score", "latest"]),
         ("too small a size", [one, "--size", "3"], "out.png", ["--size", "16"]),
@@ -301,6 +372,34 @@ def test_bad_input_is_one_line_and_exit_code_2_and_writes_nothing(paint, tmp_pat
         assert (name, code, written, len(said)) == (name, 2, [], 1)
         assert [word for word in words if word not in said[0]] == [], (name, said)
     assert {name: (tmp_path / name).read_bytes() for name in tree(tmp_path)} == before
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/painted.png", "s3://bucket/painted", "file:///x.png", "-"])
+def test_an_output_that_is_no_path_is_refused(run, sketches, tmp_path, monkeypatch, capfd, output):
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    assert command(["paint", "--run", run, sketches[0], "-o", output]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "--output" in line
+    assert f"{output}: must be a path" in line
+    assert tree(tmp_path) == before
+
+
+def test_a_place_that_looks_like_a_uri_with_a_secret_is_a_path(sketches, paint, tmp_path):
+    target = tmp_path / "out?token=1" / "x.png"
+    assert paint(sketches[0], output=target) == (0, [str(target)], [])
+    assert tree(target.parent) == ["x.png"]
+
+
+def test_a_full_disk_is_one_line(run, small_disk, tmp_path, capfd):
+    sketch = save(tmp_path / "one.png", drawing(32, 32))
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", 0) as file:
+        while file.write(bytes(4096)):
+            pass
+    assert command(["paint", "--run", run, sketch, "-o", small_disk / "x.png"]) == 1
+    line = f"autopainter: {small_disk}/x.png: cannot be written: No space left on device\n"
+    assert capfd.readouterr().err == line
+    assert tree(small_disk) == ["filler"]
 
 
 def test_sketches_are_looked_at_before_the_run_is(tmp_path):

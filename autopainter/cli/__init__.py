@@ -28,5 +28,5 @@ for command in (
 
 
 def main() -> None:
-    """Console script."""
+    """Run the command of ``sys.argv`` and exit."""
     sys.exit(exit_code_of(lambda: cli.main(standalone_mode=False), "autopainter"))

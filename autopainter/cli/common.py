@@ -5,15 +5,18 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from autopainter import logs
 from autopainter.config import Config, load
-from autopainter.errors import Diverged, Superseded, UserError
+from autopainter.errors import Diverged, Superseded, UserError, one_line
 
 log = logging.getLogger(__name__)
+
+_STEP_DIGITS = 18  # what no run takes, and Python reads without complaint
 
 
 def exit_code_of(command: Callable[[], Any], program: str) -> int:
@@ -29,6 +32,11 @@ def exit_code_of(command: Callable[[], Any], program: str) -> int:
         message, code = str(error), 1
     except (KeyboardInterrupt, click.Abort):
         message, code = "stopped; the same command continues", 130
+    except Exception as error:
+        memory = sys.modules.get("autopainter.memory")  # to import it now would take memory too
+        if not isinstance(error, MemoryError) and not (memory and memory.ran_out(error)):
+            raise
+        message, code = f"too little memory: {one_line(error)}", 1
     line = f"{program}: {' '.join(message.split())}"
     if logs.structured():
         log.error(line)
@@ -100,11 +108,26 @@ def print_plan(config: Config, what: str) -> None:
     click.echo(f"# {what}")
 
 
+class LocalPath(click.Path):
+    """A path of this machine, as a ``Path``: a URI would become the name of a folder, ``s3:``."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; URIs and ``-`` are refused."""
+        if "://" in str(value):
+            self.fail(f"{value}: must be a path on this machine, not a URI", param, ctx)
+        if value == "-":
+            self.fail("-: must be a path; nothing is read from stdin or written to stdout", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def _step(context: click.Context, option: click.Parameter, value: str) -> int | str:
     if value in ("best", "latest"):
         return value
-    if not value.isdecimal():
-        raise click.BadParameter(f"{value!r} is no step; give the number of a saved one, best or latest")
+    if not value.isdecimal() or len(value) > _STEP_DIGITS:
+        raise click.BadParameter(f"{value[:_STEP_DIGITS]!r} is no step; give the number of a saved one, best or latest")
     return int(value)
 
 

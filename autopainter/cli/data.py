@@ -3,12 +3,13 @@
 import json
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 
-from autopainter.cli.common import options
+from autopainter.cli.common import LocalPath, options
 from autopainter.errors import UserError
 
 
@@ -221,21 +222,23 @@ def index(shards: str, color: str, sketch: str | None, max_bad: int, **choices: 
 @click.command()
 @click.argument("dataset")
 @click.option("--verify", is_flag=True, help="Read everything and check every checksum.")
-@click.option("--sheet", metavar="PNG", help="Write a contact sheet of some samples to this path or s3:// URI.")
+@click.option("--sheet", type=LocalPath(), metavar="PNG", help="Write a contact sheet of some samples.")
 @click.option("--split", default="train", show_default=True, help="Split of the sheet.")
 @click.option("--samples", type=click.IntRange(min=1), default=24, show_default=True, help="Samples in the sheet.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of YAML.")
-def inspect(dataset: str, verify: bool, sheet: str | None, split: str, samples: int, as_json: bool) -> None:
+def inspect(dataset: str, verify: bool, sheet: Path | None, split: str, samples: int, as_json: bool) -> None:
     """Show what is in a DATASET: its folder, its s3:// prefix or its manifest."""
+    from autopainter import outputs
     from autopainter.data import inspect as inspection
     from autopainter.data import manifest as manifests
     from autopainter.data import pictures
     from autopainter.progress import progress_bar
 
+    if sheet:
+        outputs.check_png(sheet, "--sheet")
     manifest = manifests.load(dataset if dataset.endswith(".json") else f"{dataset.rstrip('/')}/manifest.json")
     about = inspection.describe(manifest)
-    if sheet:
-        pictures.write_png(sheet, inspection.sheet(manifest, split, samples))
+    shown = inspection.sheet(manifest, split, samples) if sheet else None
     if verify:
         with progress_bar() as progress:
             faults = inspection.verify(manifest, lambda done, total: progress("verifying", done, total))
@@ -243,5 +246,7 @@ def inspect(dataset: str, verify: bool, sheet: str | None, split: str, samples: 
         for name, fault in faults.items():
             click.echo(f"damaged: {name}: {fault}", err=True)
     click.echo(json.dumps(about) if as_json else yaml.safe_dump(about, sort_keys=False).rstrip())
+    if sheet and shown is not None:
+        pictures.write_png(sheet, shown)
     if verify and faults:
         sys.exit(1)

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from autopainter.cli.common import checkpoint_options
+from autopainter.cli.common import LocalPath, checkpoint_options
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     from autopainter.evaluate.run import Evaluation
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help needs none of it
     " of the run's loss.vgg_weights if not given.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Score the first so many images only.")
-@click.option("--sheet", metavar="PNG", help="Write a contact sheet of some samples to this path or s3:// URI.")
+@click.option("--sheet", type=LocalPath(), metavar="PNG", help="Write a contact sheet of some samples.")
 @click.option("--samples", type=click.IntRange(min=1), default=24, show_default=True, help="Samples in the sheet.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def evaluate(
@@ -30,7 +31,7 @@ def evaluate(
     step: Any,
     weights: str | None,
     limit: int | None,
-    sheet: str | None,
+    sheet: Path | None,
     samples: int,
     as_json: bool,
 ) -> None:
@@ -38,23 +39,31 @@ def evaluate(
 
     PSNR, SSIM, LPIPS, FD-VGG and the colour error inside the hints; docs/evaluation.md says what each is.
     """
+    from autopainter import outputs
+    from autopainter.data import pictures
     from autopainter.evaluate.run import evaluate_run
     from autopainter.progress import progress_bar
 
+    if sheet:
+        outputs.check_png(sheet, "--sheet")
     with progress_bar() as progress:
         found = evaluate_run(
-            run_uri, step, weights=weights, limit=limit, sheet=sheet, samples=samples, progress=progress
+            run_uri, step, weights=weights, limit=limit, samples=samples if sheet else 0, progress=progress
         )
     if as_json:
         click.echo(json.dumps(_document(found), allow_nan=False))
     else:
         _print(found)
+    if sheet and found.sheet is not None:
+        pictures.write_png(sheet, found.sheet)
 
 
 def _document(found: "Evaluation") -> dict[str, Any]:
     from autopainter.evaluate.metrics import COLUMNS
 
-    return asdict(found) | {"units": {name: column.unit for name, column in COLUMNS.items()}}
+    document = asdict(found)
+    del document["sheet"]
+    return document | {"units": {name: column.unit for name, column in COLUMNS.items()}}
 
 
 def _print(found: "Evaluation") -> None:

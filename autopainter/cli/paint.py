@@ -5,18 +5,16 @@ from typing import Any
 
 import click
 
-from autopainter.cli.common import checkpoint_options, print_plan
+from autopainter.cli.common import LocalPath, checkpoint_options, print_plan
 from autopainter.errors import UserError
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("sketches", nargs=-1, required=True, type=_PATH, metavar="SKETCH...")
+@click.argument("sketches", nargs=-1, required=True, type=LocalPath(), metavar="SKETCH...")
 @checkpoint_options
 @click.option(
     "--hints",
-    type=_PATH,
+    type=LocalPath(),
     metavar="PATH",
     help="PNG of the sketch's size, transparent but for strokes of colour; or a folder of such files, each"
     " named as its sketch.",
@@ -34,7 +32,12 @@ _PATH = click.Path(path_type=Path)
     help="Paint in blended tiles of the trained size, or at once; default: large pictures in tiles.",
 )
 @click.option(
-    "-o", "--output", required=True, type=_PATH, metavar="PATH", help="PNG file for one sketch; a folder for several."
+    "-o",
+    "--output",
+    required=True,
+    type=LocalPath(),
+    metavar="PATH",
+    help="PNG file for one sketch; a folder for several.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the run's configuration and what would be painted, and stop.")
 def paint(

@@ -1,8 +1,12 @@
 """The command that serves the page to try a run on."""
 
+import os
+import signal
+import sys
 import threading
 import webbrowser
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -19,6 +23,7 @@ from autopainter.extras import need
 @click.option("--no-browser", is_flag=True, help="Only print the page's address.")
 def serve(run_uri: str, step: Any, port: int, host: str, no_browser: bool) -> None:
     """Serve a page on this machine: draw or open a sketch, lay down colours, see it painted. Ctrl-C ends it."""
+    signal.signal(signal.SIGTERM, _leave)  # which the kernel keeps from process 1 of a container if nobody handles it
     need("autopainter serve", "serve", "aiohttp")
     from autopainter.paint import Painter
     from autopainter.serve import server
@@ -33,4 +38,13 @@ def serve(run_uri: str, step: Any, port: int, host: str, no_browser: bool) -> No
             if not no_browser:  # a browser that runs in the terminal returns only when it ends
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
-        server.run(painter, listener, ready)
+        server.run(painter, listener, host, ready, _leave)
+
+
+def _leave(number: int, frame: FrameType | None = None) -> NoReturn:
+    """End the process with a signal's exit code, without the interpreter's end: that waits for the picture that is
+    being painted, and torch aborts where it is interrupted.
+    """
+    newline = "\n" if number == signal.SIGINT else ""  # after the terminal's ^C
+    print(f"{newline}autopainter: stopped; the same command continues", file=sys.stderr, flush=True)
+    os._exit(128 + number)

@@ -12,9 +12,8 @@ import PIL.Image
 import PIL.ImageOps
 from numpy.typing import NDArray
 
-from autopainter import storage
-from autopainter.errors import UserError, one_line
-from autopainter.uri import split
+from autopainter.errors import StorageError, UserError, one_line
+from autopainter.storage import LocalStore
 
 Image = NDArray[np.uint8]
 
@@ -247,8 +246,15 @@ def pad(image: Image) -> Image:
     )
 
 
-def write_png(path: Path | str, image: Image) -> None:
-    """Write a uint8 [H, W, 3] RGB picture to a path or s3:// URI, whole or not at all."""
+def write_png(path: Path, image: Image) -> None:
+    """Write a uint8 [H, W, 3] RGB picture, whole or not at all.
+
+    Raises:
+        UserError: no file can be made there.
+        StorageError: it could not be written, such as to a full disk.
+    """
     _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    folder, name = split(str(path))
-    storage.open_store(folder).write(name, data.tobytes())
+    try:
+        LocalStore(str(path.parent)).write(path.name, data.tobytes())
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}") from None

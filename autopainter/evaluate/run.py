@@ -1,15 +1,15 @@
 """A run scored on its whole validation split, without and with hints, beside two ways to paint without a network."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from autopainter import storage
 from autopainter.config import Config
 from autopainter.data import manifest as manifests
-from autopainter.data import pictures
 from autopainter.data.manifest import Manifest
+from autopainter.data.pictures import Image
 from autopainter.data.stream import Batch, validation_batches
 from autopainter.errors import UserError
 from autopainter.evaluate.metrics import PERCEPTUAL, Row, Target
@@ -44,6 +44,7 @@ class Evaluation:
         weights: sha256 of the files that LPIPS and FD-VGG come from; empty without them.
         scores: by the names of ``ROWS``, then by those of ``metrics.COLUMNS``.
         absent: why there is no such metric, by name.
+        sheet: contact sheet of the samples that were asked for, uint8 [H, W, 3] RGB.
     """
 
     run: str
@@ -56,6 +57,7 @@ class Evaluation:
     weights: dict[str, str]
     scores: dict[str, dict[str, float]]
     absent: dict[str, str]
+    sheet: Image | None = field(default=None, compare=False, repr=False)
 
 
 def evaluate_run(
@@ -64,8 +66,7 @@ def evaluate_run(
     *,
     weights: str | None = None,
     limit: int | None = None,
-    sheet: str | None = None,
-    samples: int = 24,
+    samples: int = 0,
     progress: Progress = lambda what, done, total: None,
 ) -> Evaluation:
     """Score a run on its validation split, on a GPU where there is one.
@@ -76,8 +77,7 @@ def evaluate_run(
         weights: folder or s3:// prefix of the weights of ``models.lpips``; none: the folder of the run's
             ``loss.vgg_weights``, if they are there.
         limit: score the first so many images; none: all of them.
-        sheet: path or s3:// URI for a contact sheet, a PNG.
-        samples: samples in the sheet: the first of the split whose sketches differ.
+        samples: samples in the contact sheet: the first of the split whose sketches differ; 0: no sheet.
         progress: is told what is done, how many images of how many.
 
     Raises:
@@ -93,7 +93,7 @@ def evaluate_run(
     for network in networks.values():
         network.to(painter.device)
     rows = {name: Row(networks) for name in ROWS}
-    gallery = _Gallery(samples if sheet else 0)
+    gallery = _Gallery(samples)
     exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     done = 0
     with torch.no_grad(), exact:
@@ -104,8 +104,6 @@ def evaluate_run(
             gallery.add(batch, *paintings[2:])
             done += len(batch.keys)
             progress("evaluated", done, images)
-    if sheet:
-        gallery.write(sheet)
     if networks and images < 2:
         absent["fd_vgg"] = "one image has no covariance; at least two are needed"
     hinted_images = rows["sketch"].hinted_images
@@ -115,7 +113,7 @@ def evaluate_run(
         run=run_uri, step=painter.step, manifest=config.data.manifest, manifest_id=manifest.id,
         image_size=config.data.image_size, images=images, hinted_images=hinted_images,
         weights=dict(lpips.FILES) if networks else {}, scores={name: row.values() for name, row in rows.items()},
-        absent=absent,
+        absent=absent, sheet=gallery.sheet() if samples else None,
     )  # fmt: skip
 
 
@@ -182,6 +180,6 @@ class _Gallery:
             painted = plain[row : row + 1].cpu(), hinted[row : row + 1].cpu()
             self._picked.setdefault(part.sketch.numpy().tobytes(), (part, *painted))
 
-    def write(self, path: str) -> None:
+    def sheet(self) -> Image:
         columns = _SHEET_COLUMNS if len(self._picked) > 1 else 1
-        pictures.write_png(path, contact_sheet(self._picked.values(), columns=columns, tile=_SHEET_TILE))
+        return contact_sheet(self._picked.values(), columns=columns, tile=_SHEET_TILE)

@@ -7,11 +7,13 @@ pictures, and there are no sessions and temporary files to clean up.
 import asyncio
 import errno
 import io
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
+from typing import NoReturn
 
 import cv2
 import numpy as np
@@ -22,7 +24,8 @@ from pydantic import Base64Bytes, BaseModel, ConfigDict, ValidationError
 from autopainter.data import pictures
 from autopainter.data.pictures import Image
 from autopainter.errors import UserError
-from autopainter.paint import Painter
+from autopainter.paint import Painter, check_layer
+from autopainter.serve import visitors
 
 WAITING = 8
 """Requests that are read, wait or are painted at one time; one more is refused."""
@@ -131,7 +134,7 @@ class Studio:
 
 def _decode_layer(data: bytes) -> Image:
     with PIL.Image.open(io.BytesIO(data)) as image:
-        return np.array(image.convert("RGBA"))
+        return check_layer(np.array(image.convert("RGBA")))
 
 
 class _Handlers:
@@ -139,9 +142,6 @@ class _Handlers:
 
     def __init__(self, studio: Studio, thread: ThreadPoolExecutor) -> None:
         self._studio, self._thread, self._waiting = studio, thread, 0
-
-    async def index(self, request: web.Request) -> web.StreamResponse:
-        return web.FileResponse(_page_folder() / "index.html")
 
     async def about(self, request: web.Request) -> web.Response:
         return web.json_response(self._studio.about())
@@ -158,6 +158,8 @@ class _Handlers:
             painted = await asyncio.get_running_loop().run_in_executor(self._thread, self._studio.paint, order)
         except TimeoutError:
             raise web.HTTPRequestTimeout(text=f"the request did not come within {_READ_SECONDS:.0f} s") from None
+        except web.RequestPayloadError:
+            raise web.HTTPBadRequest(text="the request is not encoded as it says") from None
         except UserError as error:
             raise web.HTTPUnprocessableEntity(text=str(error)) from None
         finally:
@@ -182,40 +184,71 @@ def listen(host: str, port: int) -> socket.socket:
     raise UserError(f"--host {host} --port {port}: cannot be listened on: {reason}")
 
 
-def run(painter: Painter, listener: socket.socket, ready: Callable[[], object]) -> None:
-    """Serve the page until Ctrl-C, which is raised on as ``KeyboardInterrupt``.
+def run(
+    painter: Painter, listener: socket.socket, host: str, ready: Callable[[], object], leave: Callable[[int], NoReturn]
+) -> None:
+    """Serve the page until SIGINT (Ctrl-C) or SIGTERM.
 
     Args:
         painter: paints one picture at a time.
-        listener: as ``listen`` gives it.
+        listener: as ``listen`` gives it for ``host``.
         ready: called once requests are answered.
+        leave: called with the signal's number, to end the process: when the connections are closed, or at once if
+            another signal comes before. A picture may still be being painted, which nobody waits for.
     """
-    with ThreadPoolExecutor(1, "painter") as thread:
-        asyncio.run(_run(application(Studio(painter), thread), listener, ready))
+    app = application(Studio(painter), ThreadPoolExecutor(1, "painter"), visitors.names(listener, host))
+    asyncio.run(_run(app, listener, ready, leave))
 
 
-def application(studio: Studio, thread: ThreadPoolExecutor) -> web.Application:
-    """The page, what it needs, and ``POST /paint``, an ``Order`` to a PNG, painted in ``thread``."""
+def application(studio: Studio, thread: ThreadPoolExecutor, names: Set[str] | None) -> web.Application:
+    """The page, what it needs, and ``POST /paint``, an ``Order`` to a PNG, painted in ``thread``.
+
+    Args:
+        names: as ``visitors.names`` gives them.
+    """
     handlers = _Handlers(studio, thread)
-    app = web.Application(client_max_size=_BYTES_PER_PIXEL * studio.edge**2)
-    app.router.add_get("/", handlers.index)
+    app = web.Application(client_max_size=_BYTES_PER_PIXEL * studio.edge**2, middlewares=[visitors.only_to(names)])
+    app.router.add_get("/", _send(_page_folder() / "index.html"))
     app.router.add_get("/about", handlers.about)
     app.router.add_post("/paint", handlers.paint)
-    app.router.add_static("/page", _page_folder())
+    for file in _page_folder().iterdir():
+        app.router.add_get(f"/page/{file.name}", _send(file))
     app.on_response_prepare.append(_add_headers)
     return app
 
 
-async def _run(app: web.Application, listener: socket.socket, ready: Callable[[], object]) -> None:
+async def _run(
+    app: web.Application, listener: socket.socket, ready: Callable[[], object], leave: Callable[[int], NoReturn]
+) -> None:
+    loop = asyncio.get_running_loop()
+    asked: asyncio.Future[int] = loop.create_future()
+
+    def end(number: int) -> None:
+        if asked.done():
+            leave(number)
+        asked.set_result(number)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, end, each)
     # A picture that nobody waits for any more is not painted.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, logger=visitors.log, shutdown_timeout=_SHUTDOWN_SECONDS
+    )
     await runner.setup()
     try:
         await web.SockSite(runner, listener).start()
         ready()
-        await asyncio.Event().wait()
+        number = await asked
     finally:
         await runner.cleanup()
+    leave(number)
+
+
+def _send(file: Path) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def send(request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(file)
+
+    return send
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
