@@ -930,35 +930,45 @@ def test_a_link_that_leads_nowhere_is_listed(tmp_path):
 
 
 @pytest.fixture
+def shared():
+    """A folder that others may use, which is not below one of root alone, as ``tmp_path`` is."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        yield Path(folder)
+
+
+@contextlib.contextmanager
 def unprivileged():
-    """A folder of a user who may not read everything."""
-    with tempfile.TemporaryDirectory() as folder:  # unlike tmp_path it is not below a folder of root alone
-        if root := os.geteuid() == 0:
-            os.chmod(folder, 0o777)
-            os.seteuid(65534)
-        try:
-            yield Path(folder)
-        finally:
-            if root:
-                os.seteuid(0)
-            for path in Path(folder).iterdir():
-                path.chmod(0o700)
+    """As a user who may not read everything."""
+    if root := os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o600], ids=["closed", "not searchable"])
-def test_a_folder_that_may_not_be_read_is_named(unprivileged, mode):
-    (unprivileged / "closed").mkdir()
-    (unprivileged / "closed" / "file").write_bytes(b"1")
-    (unprivileged / "open").write_bytes(b"1")
-    (unprivileged / "closed").chmod(mode)
-    with pytest.raises(UserError, match="/closed: the folder cannot be read: Permission denied; grant that"):
-        keys(unprivileged)
-    assert keys(unprivileged, "op") == ["open"]  # what nobody asked for may be closed
+def test_a_folder_that_may_not_be_read_is_named(shared, mode):
+    (shared / "closed").mkdir()
+    (shared / "closed" / "file").write_bytes(b"1")
+    (shared / "open").write_bytes(b"1")
+    (shared / "closed").chmod(mode)
+    with unprivileged(), pytest.raises(UserError) as caught:
+        keys(shared)
+    assert "/closed: the folder cannot be read: Permission denied; grant that" in str(caught.value)
+    with unprivileged():
+        found = keys(shared, "op")  # what nobody asked for may be closed
+    assert found == ["open"]
+    (shared / "closed").chmod(0o700)
 
 
 @pytest.mark.parametrize("name", ["lost+found", ".Trash-0"])
-def test_what_systems_keep_on_a_disk_is_passed_over(unprivileged, name):
-    (unprivileged / name).mkdir()
-    (unprivileged / name).chmod(0)
-    (unprivileged / "file").write_bytes(b"1")
-    assert keys(unprivileged) == ["file"]
+def test_what_systems_keep_on_a_disk_is_passed_over(shared, name):
+    (shared / name).mkdir(mode=0)
+    (shared / "file").write_bytes(b"1")
+    with unprivileged():
+        found = keys(shared)
+    assert found == ["file"]
+    (shared / name).chmod(0o700)
