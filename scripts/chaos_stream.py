@@ -31,13 +31,13 @@ import torch
 from cartoons import pack_cartoons
 from faulty_proxy import FAULTS, FaultyProxy
 from services import SeaweedFS
+from storage_times import storage_times
 
 from autopainter import config as configuration
 from autopainter import storage
 from autopainter.data import manifest as manifests
 from autopainter.data.stream import Batch, TrainingStream
 from autopainter.errors import StorageError
-from autopainter.storage import download, retry, s3
 
 PICTURES = 240
 BUCKET, PREFIX = "datasets", "chaos"
@@ -137,7 +137,8 @@ class Chaos:
         damaged = {} if trial.damaged is None else {f"/{BUCKET}/{PREFIX}/{target}": trial.damaged % len(before)}
         self._proxy.begin(trial.rates, seed=hash_of(trial.seed), damaged=damaged)
         with tempfile.TemporaryDirectory() as cache, contextlib.ExitStack() as cleanup:
-            cleanup.enter_context(impatience())
+            # Not before: without faults a server on a busy machine may be as slow.
+            cleanup.enter_context(storage_times(RETRY_SECONDS, TIMEOUT_SECONDS))
             cleanup.callback(self._restore, target, before, others)
             config = self._config(trial, cache)
             streams = [TrainingStream(self._manifest, config, r, trial.world, trial.start) for r in range(trial.world)]
@@ -213,23 +214,6 @@ class Chaos:
         settle(others)
         self._client.put_object(Bucket=BUCKET, Key=f"{PREFIX}/{shard}", Body=data)
         self.injected.update(self._proxy.injected)
-
-
-@contextlib.contextmanager
-def impatience() -> Iterator[None]:
-    """Storage gives up soon; without faults it must not, as a server on a busy machine may be as slow."""
-    places = [(retry, "RETRY_SECONDS", RETRY_SECONDS)]
-    places += [(module, "TIMEOUT_SECONDS", TIMEOUT_SECONDS) for module in (s3, download)]
-    usual = [getattr(module, name) for module, name, _ in places]
-    try:
-        for module, name, value in places:
-            setattr(module, name, value)
-        s3.shared_client.cache_clear()
-        yield
-    finally:
-        for (module, name, _), value in zip(places, usual, strict=True):
-            setattr(module, name, value)
-        s3.shared_client.cache_clear()
 
 
 def compare(part: Batch, whole: Batch, rank: int, world: int) -> None:

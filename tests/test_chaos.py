@@ -13,6 +13,7 @@ import urllib.parse
 import pytest
 from conftest import ROOT
 from faulty_proxy import FAULTS, FaultyProxy
+from storage_times import storage_times
 from waiting import PATIENCE_SECONDS
 
 from autopainter import storage
@@ -37,11 +38,9 @@ def proxy(s3):
 SILENT = ("stall", "trickle")
 
 
-def wait_less(monkeypatch):
-    """Take a second of silence for a fault, where there is one: a starved server is none."""
-    for module in ("s3", "download"):
-        monkeypatch.setattr(f"autopainter.storage.{module}.TIMEOUT_SECONDS", 1)
-    shared_client.cache_clear()
+def silence_of(fault):
+    """What to take for a fault: a second of silence, if that is the fault; a starved server is none."""
+    return 1 if fault in SILENT else None
 
 
 def keys_and_pixels(data, config):
@@ -69,14 +68,13 @@ def test_random_trials_end_in_the_right_data_or_a_clear_error():
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_that_passes_changes_nothing(proxy, dataset, small, monkeypatch, fault):
+def test_a_fault_that_passes_changes_nothing(proxy, dataset, small, fault):
     data = manifest.load(dataset)
     expected = keys_and_pixels(data, small)
-    if fault in SILENT:
-        wait_less(monkeypatch)
     proxy.begin({}, script=[fault, fault])
     before = storage.retries()
-    assert keys_and_pixels(data, small) == expected
+    with storage_times(timeout_seconds=silence_of(fault)):
+        assert keys_and_pixels(data, small) == expected
     assert proxy.injected == {fault: 2}
     again = 0 if fault in ("delay", "flip") else 2  # a flipped byte is seen by the checksum, not by the store
     assert storage.retries() - before == again or (fault in SILENT and storage.retries() - before > again)
@@ -94,13 +92,11 @@ def test_a_damaged_shard_is_named(proxy, dataset, small):
 
 
 @pytest.mark.parametrize("fault", ["503", "stall", "refuse"])
-def test_a_server_that_stays_broken_is_named_with_the_shard(proxy, dataset, small, monkeypatch, fault):
+def test_a_server_that_stays_broken_is_named_with_the_shard(proxy, dataset, small, fault):
     data = manifest.load(dataset)
-    monkeypatch.setattr("autopainter.storage.retry.RETRY_SECONDS", 1)
-    if fault in SILENT:
-        wait_less(monkeypatch)
     proxy.begin({fault: 1})
-    with pytest.raises(StorageError, match=rf"{dataset.rpartition('/')[0]}/train-\d+\.tar: \S") as caught:
+    named = pytest.raises(StorageError, match=rf"{dataset.rpartition('/')[0]}/train-\d+\.tar: \S")
+    with storage_times(1, silence_of(fault)), named as caught:
         keys_and_pixels(data, small)
     assert not isinstance(caught.value, CorruptData)
     assert proxy.injected[fault] > 1

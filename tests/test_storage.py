@@ -30,12 +30,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from faulty_proxy import FaultyProxy
 from processes import HOST, child_env, free_ports
 from services import SeaweedFS
+from storage_times import storage_times
 from waiting import PATIENCE_SECONDS, until
 
 from autopainter import storage
 from autopainter.errors import CorruptData, StorageError, UserError
 from autopainter.storage import StoredObject, open_store
-from autopainter.storage.s3 import MULTIPART_BYTES, shared_client
+from autopainter.storage.s3 import MULTIPART_BYTES
 from autopainter.uri import split
 
 CHILD = """
@@ -476,17 +477,13 @@ def test_a_cut_connection_is_tried_again(s3, s3_uri):
 @pytest.fixture
 def settings(s3):
     """Leads this process's client to another endpoint; in short times only where silence is the fault."""
-    with pytest.MonkeyPatch.context() as patch:
+    with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
 
         def use(endpoint, retry_seconds=60, timeout_seconds=30):
             patch.setenv("AWS_ENDPOINT_URL", endpoint)
-            for module in ("s3", "download"):
-                patch.setattr(f"autopainter.storage.{module}.TIMEOUT_SECONDS", timeout_seconds)
-            patch.setattr(sys.modules["autopainter.storage.retry"], "RETRY_SECONDS", retry_seconds)
-            shared_client.cache_clear()
+            stack.enter_context(storage_times(retry_seconds, timeout_seconds))
 
         yield use
-    shared_client.cache_clear()
 
 
 SILENT = ("stall", "trickle")
