@@ -245,7 +245,9 @@ class TensorBoard(Service):
 
     def _launch(self) -> tuple[list[str], Mapping[str, str], Path]:
         command = [sys.executable, "-m", "tensorboard.main", *self._options]
-        return command, self.env, self._scratch() / "tensorboard.log"
+        scratch = self._scratch()
+        env = {**self.env, "TMPDIR": str(scratch)}  # it leaves notes of itself there
+        return command, env, scratch / "tensorboard.log"
 
     def _probe(self) -> None:
         _http.open(f"{self.url}/data/environment", timeout=10).close()
